@@ -1,0 +1,307 @@
+"""What every estimator and model shares: feature columns, callbacks, prediction, save and load.
+
+Written once, here. An estimator says which columns go in and which function predicts; the rest is
+Spark's own parameters and mixins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from pyspark.ml.base import Model
+from pyspark.ml.functions import array_to_vector
+from pyspark.ml.linalg import DenseVector, Vector, Vectors
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import HasFeaturesCol
+from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
+
+from mllib_ext.blocks import Blocks
+from mllib_ext.columns import Features, Matrix
+from mllib_ext.optimizers.loop import Callback, Record, Result
+
+# --- columns in ------------------------------------------------------------------------------
+
+
+class HasFeatures(HasFeaturesCol):
+    """Features from one column (``featuresCol``) or from several numeric ones (``featuresCols``).
+
+    ``setFeaturesCol`` takes a name or a list of names, as in spark-rapids-ml.
+    """
+
+    featuresCols: Param[list[str]] = Param(
+        Params._dummy(),
+        "featuresCols",
+        "names of numeric feature columns, in place of featuresCol",
+        typeConverter=TypeConverters.toListString,
+    )
+
+    def setFeaturesCol(self, value: str | Sequence[str]) -> Self:
+        """Set the features column, or the list of numeric columns that are the features."""
+        one, several = self.getParam("featuresCol"), self.getParam("featuresCols")
+        used, unused = (one, several) if isinstance(value, str) else (several, one)
+        self.clear(unused)
+        self.set(used, value if isinstance(value, str) else list(value))
+        return self
+
+    def setFeaturesCols(self, value: Sequence[str]) -> Self:
+        """Set the list of numeric columns that are the features."""
+        return self.setFeaturesCol(list(value))
+
+    def getFeaturesCols(self) -> list[str]:
+        """The list of numeric feature columns."""
+        return self.getOrDefault(self.featuresCols)
+
+    def _features(self) -> str | list[str]:
+        several = self.isSet(self.featuresCols)
+        return self.getFeaturesCols() if several else self.getFeaturesCol()
+
+
+class HasCallbacks:
+    """Functions called after every round of a fit (:mod:`mllib_ext.optimizers.loop`)."""
+
+    _callbacks: tuple[Callback, ...] = ()
+
+    def setCallbacks(self, callbacks: Sequence[Callback]) -> Self:
+        """Set the callbacks: carried along by ``copy``, never saved."""
+        self._callbacks = tuple(callbacks)
+        return self
+
+    def getCallbacks(self) -> tuple[Callback, ...]:
+        """The callbacks."""
+        return self._callbacks
+
+
+def training_blocks(estimator: Any, dataset: DataFrame) -> Blocks:
+    """The blocks of a supervised estimator's features, label and weight columns."""
+    weighted = estimator.isDefined("weightCol") and estimator.getOrDefault("weightCol")
+    return Blocks.of(
+        dataset,
+        estimator._features(),
+        label=estimator.getLabelCol(),
+        weight=estimator.getWeightCol() if weighted else None,
+    )
+
+
+def set_params(estimator: Any, given: dict[str, Any]) -> Any:
+    """Set keyword arguments by their own setters' rules: ``featuresCol`` may be a list."""
+    given = dict(given)
+    for name in ("featuresCol", "featuresCols"):
+        value = given.pop(name, None)
+        if value is not None:
+            estimator.setFeaturesCol(value)
+    return estimator._set(**given)
+
+
+# --- a fitted model --------------------------------------------------------------------------
+
+
+class Trained(Model, HasFeatures):
+    """A model of arrays: how its training ended, and how it is written and read.
+
+    A subclass is made as ``cls(*arrays)``, the arrays in the order of ``_arrays``, and holds them
+    read-only under those names.
+
+    Attributes
+    ----------
+    converged : bool
+        A stopping rule held (or the solution is a closed form).
+    reason : str
+        What ended the training: ``gradient``, ``loss``, ``precision``, ``max_iter``,
+        ``closed_form``, ``constant_label`` or a callback's words.
+    n_iter : int
+    history : tuple of Record
+        Every round of the fit, the start first; empty on a loaded model.
+    """
+
+    _arrays: tuple[str, ...] = ()
+
+    converged: bool = True
+    reason: str = ""
+    n_iter: int = 0
+    history: tuple[Record, ...] = ()
+
+    def _trained(self, estimator: Any, result: Result[Any] | None, reason: str = "") -> Self:
+        """Take over an estimator's uid and parameters and the story of its fit."""
+        self._resetUid(estimator.uid)
+        estimator._copyValues(self)
+        if result is None:
+            self.reason = reason
+        else:
+            self.converged, self.reason = result.converged, result.reason
+            self.n_iter, self.history = result.n_iter, result.history
+        return self
+
+    def write(self) -> MLWriter:
+        """A writer: ``model.write().overwrite().save(path)``."""
+        return _ArraysWriter(self)
+
+    def save(self, path: str) -> None:
+        """Write the model under a path where nothing is yet."""
+        self.write().save(path)
+
+    @classmethod
+    def read(cls) -> MLReader[Any]:
+        """A reader: ``Model.read().load(path)``."""
+        return _ArraysReader(cls)
+
+    @classmethod
+    def load(cls, path: str) -> Any:
+        """Read a model that was saved."""
+        return cls.read().load(path)
+
+
+class _ArraysWriter(MLWriter):
+    """Parameters as JSON under ``metadata``, arrays as one row of Parquet under ``data``."""
+
+    def __init__(self, model: Trained) -> None:
+        super().__init__()
+        self.model = model
+
+    def saveImpl(self, path: str) -> None:
+        model, spark = self.model, self.sparkSession
+        arrays = {name: getattr(model, f"_{name}") for name in model._arrays}
+        extra = {
+            "shapes": {name: list(array.shape) for name, array in arrays.items()},
+            "converged": model.converged,
+            "reason": model.reason,
+            "nIter": model.n_iter,
+        }
+        DefaultParamsWriter.saveMetadata(model, path, spark, extraMetadata=extra)
+        table = pa.table({name: [array.ravel()] for name, array in arrays.items()})
+        spark.createDataFrame(table).coalesce(1).write.parquet(f"{path}/data")
+
+
+class _ArraysReader(MLReader[Any]):
+    def __init__(self, cls: type[Trained]) -> None:
+        super().__init__()
+        self.cls = cls
+
+    def load(self, path: str) -> Any:
+        spark = self.sparkSession
+        metadata = DefaultParamsReader.loadMetadata(path, spark)
+        name = f"{self.cls.__module__}.{self.cls.__name__}"
+        if metadata["class"] != name:
+            raise ValueError(f"{path}: expected a saved {name}, found {metadata['class']}")
+        table = spark.read.parquet(f"{path}/data").toArrow()
+        arrays = [
+            table[array][0].values.to_numpy().reshape(metadata["shapes"][array])
+            for array in self.cls._arrays
+        ]
+        model = self.cls(*arrays)
+        model._resetUid(metadata["uid"])
+        DefaultParamsReader.getAndSetParams(model, metadata)  # type: ignore[type-var]
+        model.converged, model.reason = metadata["converged"], metadata["reason"]
+        model.n_iter = metadata["nIter"]
+        return model
+
+
+# --- prediction out --------------------------------------------------------------------------
+
+# predict(X) -> {column: values}: (n,) becomes a double column, (n, k) a vector column.
+Predict = Callable[[Matrix], dict[str, np.ndarray]]
+
+
+def with_predictions(
+    model: Trained, dataset: DataFrame, n_features: int, outputs: dict[str, str], predict: Predict
+) -> DataFrame:
+    """Append a model's prediction columns: one Arrow UDF, one call of ``predict`` a batch.
+
+    Parameters
+    ----------
+    model : Trained
+        For its feature columns.
+    dataset : DataFrame
+        Batch or streaming.
+    n_features : int
+        What the model was trained on.
+    outputs : dict of str to str
+        ``double`` or ``vector`` by the name of the column.
+    predict : callable
+        Made of module-level functions and arrays alone: it travels to the workers, and the plan
+        outlives the model.
+    """
+    features = Features.of(dataset.schema, model._features())
+    if features.kind == "columns" and len(features.names) != n_features:
+        raise ValueError(
+            f"{features.label}: expected {n_features} columns as in training, "
+            f"found {len(features.names)}"
+        )
+    for name in outputs:
+        if name in dataset.columns:
+            raise ValueError(
+                f"output column {name!r}: expected a name that is free, found it in the input"
+            )
+    if not outputs:
+        return dataset
+    kinds = {"double": DoubleType(), "vector": ArrayType(DoubleType(), False)}
+    fields = [StructField(f"c{i}", kinds[kind], False) for i, kind in enumerate(outputs.values())]
+    function = partial(_predict_batch, features, n_features, tuple(outputs), predict)
+    udf = F.arrow_udf(_annotated(function), StructType(fields))  # type: ignore[call-overload]
+    packed = f"{model.uid}_predictions"
+    columns = {
+        name: array_to_vector(F.col(packed)[f"c{i}"])
+        if kind == "vector"
+        else F.col(packed)[f"c{i}"]
+        for i, (name, kind) in enumerate(outputs.items())
+    }
+    predicted = dataset.withColumn(packed, udf(*features.expressions()))
+    return predicted.withColumns(columns).drop(packed)
+
+
+def _annotated(function: Callable[..., pa.Array]) -> Callable[..., pa.Array]:
+    """A plain function of any number of Arrow arrays, whose kind PySpark reads from its hints."""
+
+    def predict(*arrays: pa.Array) -> pa.Array:
+        return function(*arrays)
+
+    predict.__annotations__ = {"arrays": pa.Array, "return": pa.Array}
+    return predict
+
+
+def _predict_batch(
+    features: Features, n_features: int, names: Sequence[str], predict: Predict, *arrays: pa.Array
+) -> pa.Array:
+    X = features.decode(arrays, n_features, None)
+    if X.dtype != np.float64:
+        X = X.astype(np.float64)  # transfer dwarfs the product: no reason to lose digits
+    outputs = predict(X)
+    return pa.StructArray.from_arrays(
+        [_column(outputs[name]) for name in names], [f"c{i}" for i in range(len(names))]
+    )
+
+
+def _column(values: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    n, k = values.shape
+    offsets = np.arange(0, (n + 1) * k, k, dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).ravel())
+
+
+def frozen(values: Any) -> np.ndarray:
+    """A read-only float64 copy, for a model to hold."""
+    array = np.array(values, dtype=np.float64)
+    array.flags.writeable = False
+    return array
+
+
+def as_row(value: Any, n_features: int) -> np.ndarray:
+    """One vector (Spark's, or anything array-like) as a matrix (1, n_features)."""
+    vector = value.toArray() if isinstance(value, Vector) else np.asarray(value, dtype=np.float64)
+    if vector.shape != (n_features,):
+        raise ValueError(
+            f"features: expected a vector of length {n_features}, found shape {vector.shape}"
+        )
+    return vector.reshape(1, -1)
+
+
+def dense(values: np.ndarray) -> DenseVector:
+    """A copy as Spark's vector."""
+    return Vectors.dense(values.tolist())

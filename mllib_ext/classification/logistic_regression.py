@@ -1,0 +1,418 @@
+r"""Logistic regression, binomial and multinomial.
+
+.. math::
+
+    \min_{\beta, b} \frac1W \sum_i w_i \, \ell(y_i, x_i \cdot \beta + b)
+    + \frac\lambda2 \sum_j s_j \|\beta_j\|^2
+
+with the deviance :math:`\ell` of :mod:`mllib_ext.losses`, and :math:`s_j` the variance of feature
+j with ``standardization``, else 1: the objective of ``pyspark.ml.classification``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+import numpy as np
+from pyspark import keyword_only
+from pyspark.ml.classification import (
+    ProbabilisticClassificationModel,
+    ProbabilisticClassifier,
+    _LogisticRegressionParams,
+)
+from pyspark.ml.linalg import DenseMatrix, DenseVector, Vector
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import DataFrame
+
+from mllib_ext.base import (
+    Trained,
+    as_row,
+    dense,
+    frozen,
+    set_params,
+    training_blocks,
+    with_predictions,
+)
+from mllib_ext.blockfile import Block
+from mllib_ext.columns import Matrix, data_type
+from mllib_ext.linear import NEWTON_PARAMETERS, LinearEstimator, LinearParams, fit_linear
+from mllib_ext.losses import Logistic, Multinomial, sigmoid, softmax
+from mllib_ext.moments import Summary, merge, moments
+
+
+class LogisticRegressionModel(  # type: ignore[misc]
+    Trained, LinearParams, ProbabilisticClassificationModel, _LogisticRegressionParams
+):
+    """Model fitted by :class:`LogisticRegression`.
+
+    Parameters
+    ----------
+    coefficients : ndarray, shape (k, d)
+        One row for a binomial model, a row for each class for a multinomial one.
+    intercepts : ndarray, shape (k,)
+    n_classes : int
+    """
+
+    _arrays = ("coefficients", "intercepts", "n_classes")
+
+    def __init__(self, coefficients: Any, intercepts: Any, n_classes: Any) -> None:
+        super().__init__()
+        self._coefficients, self._intercepts = frozen(coefficients), frozen(intercepts)
+        self._n_classes = frozen(n_classes)
+
+    @property
+    def _is_multinomial(self) -> bool:
+        return self._coefficients.shape[0] > 1 or self.getFamily() == "multinomial"
+
+    @property
+    def numClasses(self) -> int:
+        """Number of classes."""
+        return int(self._n_classes)
+
+    @property
+    def numFeatures(self) -> int:
+        """Number of features."""
+        return int(self._coefficients.shape[1])
+
+    @property
+    def coefficientMatrix(self) -> DenseMatrix:
+        """Coefficients (1, d) of a binomial model, (k, d) of a multinomial one."""
+        rows, columns = self._coefficients.shape
+        return DenseMatrix(rows, columns, self._coefficients.ravel().tolist(), isTransposed=True)
+
+    @property
+    def interceptVector(self) -> DenseVector:
+        """Intercepts, one for each row of the matrix."""
+        return dense(self._intercepts)
+
+    @property
+    def coefficients(self) -> DenseVector:
+        """Coefficients (d,) of a binomial model; ValueError for a multinomial one."""
+        self._refuse_multinomial("coefficients", "coefficientMatrix")
+        return dense(self._coefficients[0])
+
+    @property
+    def intercept(self) -> float:
+        """Intercept of a binomial model; ValueError for a multinomial one."""
+        self._refuse_multinomial("intercept", "interceptVector")
+        return float(self._intercepts[0])
+
+    def _refuse_multinomial(self, name: str, other: str) -> None:
+        if self._is_multinomial:
+            raise ValueError(f"{name}: expected a binomial model, found a multinomial: use {other}")
+
+    def predictRaw(self, value: Vector) -> Vector:
+        """Margins of one row, one for each class."""
+        return dense(self._predict_row(value)["raw"][0])
+
+    def predictProbability(self, value: Vector) -> Vector:
+        """Class probabilities of one row."""
+        return dense(self._predict_row(value)["probability"][0])
+
+    def predict(self, value: Vector) -> float:
+        """The class of one row."""
+        return float(self._predict_row(value)["prediction"][0])
+
+    def _predict_row(self, value: Vector) -> dict[str, np.ndarray]:
+        return self._predict_function("raw", "probability", "prediction")(
+            as_row(value, self.numFeatures)
+        )
+
+    def _predict_function(self, raw: str, probability: str, prediction: str) -> Any:
+        """``predict(X) -> columns`` by these names, free of the model itself."""
+        rule = _threshold_rule(self, self._is_multinomial)
+        return partial(
+            _predict, self._coefficients, self._intercepts, self._is_multinomial, rule,
+            (raw, probability, prediction),
+        )  # fmt: skip
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        raw, probability = self.getRawPredictionCol(), self.getProbabilityCol()
+        prediction = self.getPredictionCol()
+        kinds = {raw: "vector", probability: "vector", prediction: "double"}
+        outputs = {name: kind for name, kind in kinds.items() if name}
+        predict = self._predict_function(raw, probability, prediction)
+        return with_predictions(self, dataset, self.numFeatures, outputs, predict)
+
+    def __repr__(self) -> str:
+        return (
+            f"LogisticRegressionModel: uid={self.uid}, numClasses={self.numClasses}, "
+            f"numFeatures={self.numFeatures}"
+        )
+
+
+class LogisticRegression(
+    LinearEstimator,
+    ProbabilisticClassifier,
+    _LogisticRegressionParams,
+    DefaultParamsWritable,
+    DefaultParamsReadable["LogisticRegression"],
+):
+    """Logistic regression with an L2 penalty, the interface of ``pyspark.ml``'s.
+
+    Parameters are those of ``pyspark.ml.classification.LogisticRegression`` and:
+
+    Parameters
+    ----------
+    featuresCol : str or list of str
+        A vector column, an array column, or a list of numeric columns.
+    solver : {"auto", "newton", "l-bfgs", "gd"}
+        ``auto`` takes ``newton`` for up to 512 parameters, classes included, else ``l-bfgs``.
+    stepSize : float
+        The step of ``gd``; see :mod:`mllib_ext.optimizers.gd`.
+    lineSearch : {"barzilai-borwein", "armijo", "nesterov", "none"}
+        How ``gd`` finds its step.
+
+    Raises
+    ------
+    ValueError
+        From ``fit``: a parameter that is not supported yet (elastic net, bounds) or out of range;
+        labels that are not 0, 1, ..., k-1; what :meth:`mllib_ext.blocks.Blocks.of` refuses.
+
+    Examples
+    --------
+    >>> from mllib_ext.classification import LogisticRegression
+    >>> model = LogisticRegression(regParam=0.01).fit(df)  # doctest: +SKIP
+    >>> model.coefficients, model.converged  # doctest: +SKIP
+    """
+
+    _input_kwargs: dict[str, Any]
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        featuresCol: str | list[str] = "features",
+        labelCol: str = "label",
+        predictionCol: str = "prediction",
+        maxIter: int = 100,
+        regParam: float = 0.0,
+        elasticNetParam: float = 0.0,
+        tol: float = 1e-6,
+        fitIntercept: bool = True,
+        threshold: float = 0.5,
+        thresholds: list[float] | None = None,
+        probabilityCol: str = "probability",
+        rawPredictionCol: str = "rawPrediction",
+        standardization: bool = True,
+        weightCol: str | None = None,
+        aggregationDepth: int = 2,
+        family: str = "auto",
+        lowerBoundsOnCoefficients: Any = None,
+        upperBoundsOnCoefficients: Any = None,
+        lowerBoundsOnIntercepts: Any = None,
+        upperBoundsOnIntercepts: Any = None,
+        maxBlockSizeInMB: float = 0.0,
+        featuresCols: list[str] | None = None,
+        solver: str = "auto",
+        stepSize: float = 1.0,
+        lineSearch: str = "barzilai-borwein",
+    ) -> None:
+        super().__init__()
+        self.setParams(**self._input_kwargs)
+
+    @keyword_only
+    def setParams(
+        self,
+        *,
+        featuresCol: str | list[str] = "features",
+        labelCol: str = "label",
+        predictionCol: str = "prediction",
+        maxIter: int = 100,
+        regParam: float = 0.0,
+        elasticNetParam: float = 0.0,
+        tol: float = 1e-6,
+        fitIntercept: bool = True,
+        threshold: float = 0.5,
+        thresholds: list[float] | None = None,
+        probabilityCol: str = "probability",
+        rawPredictionCol: str = "rawPrediction",
+        standardization: bool = True,
+        weightCol: str | None = None,
+        aggregationDepth: int = 2,
+        family: str = "auto",
+        lowerBoundsOnCoefficients: Any = None,
+        upperBoundsOnCoefficients: Any = None,
+        lowerBoundsOnIntercepts: Any = None,
+        upperBoundsOnIntercepts: Any = None,
+        maxBlockSizeInMB: float = 0.0,
+        featuresCols: list[str] | None = None,
+        solver: str = "auto",
+        stepSize: float = 1.0,
+        lineSearch: str = "barzilai-borwein",
+    ) -> LogisticRegression:
+        """Set several parameters at once."""
+        set_params(self, self._input_kwargs)
+        self._checkThresholdConsistency()
+        return self
+
+    def setFamily(self, value: str) -> LogisticRegression:
+        """Set the family: auto, binomial or multinomial."""
+        return self._set(family=value)
+
+    def _fit(self, dataset: DataFrame) -> LogisticRegressionModel:
+        bounds = [
+            f"{side}BoundsOn{what}"
+            for side in ("lower", "upper")
+            for what in ("Coefficients", "Intercepts")
+        ]
+        self._refuse_unsupported(dict.fromkeys(bounds), ("auto", "newton", "l-bfgs", "gd"))
+        if self.getFamily() not in ("auto", "binomial", "multinomial"):
+            raise ValueError(
+                f"param family: expected auto, binomial or multinomial, found {self.getFamily()!r}"
+            )
+        data_type(dataset.schema, self.getLabelCol(), "label")
+        declared = _declared_classes(dataset, self.getLabelCol())
+        with training_blocks(self, dataset) as blocks:
+            labels, by_label, *summed = blocks.reduce(class_moments, merge_class_moments)
+            counts = self._class_weights(labels, by_label, declared)
+            summary, k = Summary(*summed), len(counts)
+            multinomial = self._multinomial(k)
+            rows = k if multinomial else 1
+            if self.getFitIntercept() and np.count_nonzero(counts) == 1:
+                return self._constant(np.flatnonzero(counts)[0], rows, k, blocks.n_features)
+            return self._train(blocks, counts, summary, multinomial)
+
+    def _train(
+        self, blocks: Any, counts: np.ndarray, summary: Summary, multinomial: bool
+    ) -> LogisticRegressionModel:
+        loss = Multinomial(len(counts)) if multinomial else Logistic()
+        coef, intercept, result = fit_linear(
+            self,
+            blocks,
+            loss,
+            summary.mean,
+            np.sqrt(summary.variance()),
+            start_intercepts(counts, multinomial),
+            self._solver(blocks.n_features, loss.n_outputs),
+        )
+        coef, intercept = np.atleast_2d(coef.T), np.atleast_1d(intercept)
+        if multinomial:
+            # Without a penalty only differences between classes matter: centred, as in pyspark.ml.
+            if result.history[-1].settings.reg_param == 0:  # type: ignore[attr-defined]
+                coef = coef - coef.mean(axis=0)
+            intercept = intercept - intercept.mean()
+        return LogisticRegressionModel(coef, intercept, len(counts))._trained(self, result)
+
+    def _solver(self, d: int, k: int) -> str:
+        if self.getSolver() != "auto":
+            return self.getSolver()
+        return "newton" if (d + 1) * k <= NEWTON_PARAMETERS else "l-bfgs"
+
+    def _class_weights(
+        self, labels: np.ndarray, by_label: np.ndarray, declared: int | None
+    ) -> np.ndarray:
+        """Summed weights of the classes 0 .. k-1; ValueError for any other label."""
+        name = f"label column {self.getLabelCol()!r}"
+        wrong = labels[(labels < 0) | (labels != np.floor(labels))]
+        if len(wrong):
+            raise ValueError(
+                f"{name}: expected class labels 0, 1, ..., k-1, found {wrong[0]:g}: "
+                "index labels with pyspark.ml.feature.StringIndexer"
+            )
+        k = int(labels.max()) + 1
+        if k > MAX_CLASSES:
+            raise ValueError(
+                f"{name}: expected fewer than {MAX_CLASSES} classes, found label {labels.max():g}"
+            )
+        if declared is not None and declared < k:
+            raise ValueError(
+                f"{name}: expected labels below {declared}, the number of classes in the "
+                f"column's metadata, found {k - 1}"
+            )
+        counts = np.zeros(declared or k)
+        counts[labels.astype(int)] = by_label
+        return counts
+
+    def _multinomial(self, k: int) -> bool:
+        if self.getFamily() == "binomial" and k > 2:
+            raise ValueError(
+                f"param family: expected multinomial or auto for {k} classes, found 'binomial'"
+            )
+        if self.isDefined("thresholds") and len(self.getThresholds()) != k:
+            raise ValueError(
+                f"param thresholds: expected {k} values, one for each class, "
+                f"found {len(self.getThresholds())}"
+            )
+        return k > 2 or self.getFamily() == "multinomial"
+
+    def _constant(self, label: int, rows: int, k: int, d: int) -> LogisticRegressionModel:
+        warnings.warn(
+            f"label column {self.getLabelCol()!r} holds {label} alone: "
+            "the model predicts it always, and its coefficients are 0",
+            stacklevel=5,
+        )
+        intercepts = np.zeros(rows)
+        intercepts[label if rows > 1 else 0] = np.inf if rows > 1 or label == 1 else -np.inf
+        model = LogisticRegressionModel(np.zeros((rows, d)), intercepts, k)
+        return model._trained(self, None, "constant_label")
+
+
+# Class labels index arrays: a larger label is an id or a target that came here by mistake.
+MAX_CLASSES = 100_000
+
+
+def class_moments(block: Block) -> tuple[Any, ...]:
+    """One block's labels, the weight of each, and the moments of its features."""
+    wrong = (block.y < 0) | (block.y != np.floor(block.y))
+    if wrong.any():  # one is enough to refuse them all
+        return block.y[wrong][:1], np.zeros(1), *moments(block)
+    labels, index = np.unique(block.y, return_inverse=True)
+    return labels, np.bincount(index, weights=block.w), *moments(block)
+
+
+def merge_class_moments(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Both together, for ``Blocks.reduce``."""
+    labels, index = np.unique(np.concatenate([left[0], right[0]]), return_inverse=True)
+    by_label = np.bincount(index, weights=np.concatenate([left[1], right[1]]))
+    return labels, by_label, *merge(left[2:], right[2:])  # type: ignore[arg-type]
+
+
+def start_intercepts(counts: np.ndarray, multinomial: bool) -> Any:
+    """The best intercepts where all coefficients are 0: log odds, or centred log frequencies."""
+    if multinomial:
+        # An empty class would start at -inf; half a row's share is far enough down.
+        logs = np.log(np.where(counts > 0, counts, 0.5 * counts[counts > 0].min()))
+        return logs - logs.mean()
+    return np.log(counts[1] / counts[0]) if counts.min() > 0 and len(counts) > 1 else 0.0
+
+
+def _declared_classes(dataset: DataFrame, label: str) -> int | None:
+    """The number of classes in the label column's metadata, where a StringIndexer left it."""
+    attribute = dataset.schema[label].metadata.get("ml_attr", {})
+    if "vals" in attribute:
+        return len(attribute["vals"])
+    return int(attribute["num_vals"]) if "num_vals" in attribute else None
+
+
+def _threshold_rule(model: LogisticRegressionModel, multinomial: bool) -> float | np.ndarray | None:
+    """A probability to exceed (binomial), or what to divide probabilities by, or nothing."""
+    if not multinomial:
+        return model.getThreshold()
+    return np.array(model.getThresholds()) if model.isDefined("thresholds") else None
+
+
+def _predict(
+    coefficients: np.ndarray,
+    intercepts: np.ndarray,
+    multinomial: bool,
+    rule: float | np.ndarray | None,
+    names: tuple[str, str, str],
+    X: Matrix,
+) -> dict[str, np.ndarray]:
+    """Raw predictions (n, k), probabilities (n, k) and classes (n,) of rows X (n, d)."""
+    z = X @ coefficients.T + intercepts  # (n, 1) or (n, k)
+    if multinomial:
+        raw, probability = z, softmax(z)
+        scores = probability
+        if rule is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scores = probability / rule
+        prediction = scores.argmax(axis=1).astype(np.float64)
+    else:
+        raw = np.hstack([-z, z])
+        probability = sigmoid(raw)
+        prediction = (probability[:, 1] > rule).astype(np.float64)
+    return dict(zip(names, (raw, probability, prediction), strict=True))

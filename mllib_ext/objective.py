@@ -1,0 +1,269 @@
+r"""The objective of a linear predictor, distributed over blocks.
+
+.. math::
+
+    F(\beta, b) = \frac1W \sum_i w_i \, \ell(y_i, x_i \cdot \beta + b) + P(\beta),
+    \qquad W = \sum_i w_i
+
+A partition adds up its rows' losses and gradients in the data's own coordinates; the driver
+divides, standardises and adds the penalty. Optimizers see one flat vector of parameters and the
+callables of :class:`Objective`: standardisation is a linear map that they never meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from mllib_ext.blockfile import Block
+from mllib_ext.losses import Loss
+from mllib_ext.moments import weighted_gram
+from mllib_ext.penalties import L2
+
+
+class Sums(Protocol):
+    """What an objective needs of a data set; :class:`mllib_ext.blocks.Blocks` is one."""
+
+    @property
+    def weight_sum(self) -> float: ...
+
+    def sum(self, stage: Any, *parameters: Any) -> tuple[Any, ...]: ...
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    r"""Standardised parameters :math:`v_j = s_j \beta_j` and the intercept at the mean row.
+
+    Centring and scaling are done to the parameters instead of the data: nothing is copied and
+    sparse rows stay sparse. A feature of scale 0 (a constant) keeps a coefficient of 0.
+
+    Attributes
+    ----------
+    mean : ndarray, shape (d,)
+        Zeros without an intercept, which could not make up for a shift.
+    scale : ndarray, shape (d,)
+    n_outputs : int
+        Margins of a row, k.
+    fit_intercept : bool
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    n_outputs: int
+    fit_intercept: bool
+
+    @property
+    def inverse(self) -> np.ndarray:
+        return np.divide(1.0, self.scale, out=np.zeros_like(self.scale), where=self.scale > 0)
+
+    def zeros(self) -> np.ndarray:
+        """Flat parameters of 0: d * k coefficients, class by class in a feature, k intercepts."""
+        return np.zeros((len(self.mean) + self.fit_intercept) * self.n_outputs)
+
+    def split(self, v: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Flat parameters as coefficients (d,) or (d, k) and intercepts () or (k,)."""
+        size = len(self.mean) * self.n_outputs
+        if self.n_outputs == 1:
+            return v[:size], v[size] if self.fit_intercept else 0.0
+        coef = v[:size].reshape(-1, self.n_outputs)
+        return coef, v[size:] if self.fit_intercept else np.zeros(self.n_outputs)
+
+    def to_data(self, v: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Coefficients and intercepts for the data as it is."""
+        scaled, at_mean = self.split(v)
+        coef = (self.inverse * scaled.T).T
+        return coef, at_mean - self.mean @ coef if self.fit_intercept else at_mean
+
+    def pull_back(self, by_coef: np.ndarray, by_intercept: Any) -> np.ndarray:
+        """A gradient by the data's coefficients and intercepts as one by the flat parameters."""
+        centred = by_coef - (np.multiply.outer(self.mean, by_intercept))
+        scaled = (self.inverse * centred.T).T.ravel()
+        return np.append(scaled, by_intercept) if self.fit_intercept else scaled
+
+    def pull_back_hessian(self, H: np.ndarray) -> np.ndarray:
+        """The same for a Hessian (d + 1, k, d + 1, k), its last row and column the intercepts'."""
+        d, k = len(self.mean), self.n_outputs
+        size = d * k
+        if not self.fit_intercept:
+            return self._scaled(H[:d, :, :d]).reshape(size, size)
+        m = self.mean[:, None, None, None]
+        H[:d] -= m * H[d]  # rows, then columns: what moves a coefficient moves the mean row too
+        H[:, :, :d] -= self.mean[:, None] * H[:, :, d, None]
+        scaled = np.empty((size + k, size + k))
+        scaled[:size, :size] = self._scaled(H[:d, :, :d]).reshape(size, size)
+        scaled[:size, size:] = (self.inverse[:, None, None] * H[:d, :, d]).reshape(size, k)
+        scaled[size:, :size] = scaled[:size, size:].T
+        scaled[size:, size:] = H[d, :, d]
+        return scaled
+
+    def _scaled(self, H: np.ndarray) -> np.ndarray:
+        return self.inverse[:, None, None, None] * H * self.inverse[:, None]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Value and derivatives of a penalised mean loss by flat standardised parameters.
+
+    Attributes
+    ----------
+    blocks : Sums
+    loss : Loss
+    coordinates : Coordinates
+    penalty : L2
+        On the standardised coefficients.
+    precision : float
+        Relative rounding error of a value: what a line search may not take for a rise.
+    """
+
+    blocks: Sums
+    loss: Loss
+    coordinates: Coordinates
+    penalty: L2
+    precision: float = 1e-14
+
+    def regularized(self, strength: float) -> Objective:
+        """This objective with another strength of its penalty."""
+        return replace(self, penalty=replace(self.penalty, strength=strength))
+
+    def value_and_gradient(self, v: np.ndarray) -> tuple[float, np.ndarray]:
+        """``F(v)`` and its gradient: one round."""
+        stage = partial(value_and_gradient, self.loss)
+        value, by_coef, by_intercept = self.blocks.sum(stage, *self.coordinates.to_data(v))
+        return self._penalised(v, value, by_coef, by_intercept)
+
+    def hessian(self, v: np.ndarray) -> np.ndarray:
+        """The Hessian of ``F`` at ``v``: one round."""
+        return self.value_gradient_hessian(v)[2]
+
+    def value_gradient_hessian(self, v: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """``F(v)``, its gradient and its exact Hessian: one round."""
+        stage = partial(value_gradient_hessian, self.loss)
+        value, by_coef, by_intercept, H = self.blocks.sum(stage, *self.coordinates.to_data(v))
+        H = self.coordinates.pull_back_hessian(H) / self.blocks.weight_sum
+        size = self.penalty.scale.size * self.coordinates.n_outputs
+        H[np.arange(size), np.arange(size)] += np.repeat(
+            self.penalty.curvature(), self.coordinates.n_outputs
+        )
+        return *self._penalised(v, value, by_coef, by_intercept), H
+
+    def hvp(self, v: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """The Hessian at ``v`` times ``p``, without the Hessian: one round."""
+        stage = partial(hessian_product, self.loss)
+        here, there = self.coordinates.to_data(v), self.coordinates.to_data(p)
+        by_coef, by_intercept = self.blocks.sum(stage, *here, *there)
+        curved = self.coordinates.pull_back(by_coef, by_intercept) / self.blocks.weight_sum
+        curved[: self._n_coef] += self.penalty.gradient(self.coordinates.split(p)[0]).ravel()
+        return curved
+
+    def along(
+        self, v: np.ndarray, p: np.ndarray, steps: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``F(v + t p)`` and its slope by t for every t of ``steps`` (s,): one round for all."""
+        stage = partial(along, self.loss)
+        here, there = self.coordinates.to_data(v), self.coordinates.to_data(p)
+        values, slopes = self.blocks.sum(stage, *here, *there, steps)
+        values, slopes = values / self.blocks.weight_sum, slopes / self.blocks.weight_sum
+        p_coef = self.coordinates.split(p)[0]
+        for i, t in enumerate(steps):
+            coef = self.coordinates.split(v + t * p)[0]
+            values[i] += self.penalty.value(coef)
+            slopes[i] += np.sum(self.penalty.gradient(coef) * p_coef)
+        return values, slopes
+
+    @property
+    def _n_coef(self) -> int:
+        return self.penalty.scale.size * self.coordinates.n_outputs
+
+    def _penalised(
+        self, v: np.ndarray, value: float, by_coef: np.ndarray, by_intercept: Any
+    ) -> tuple[float, np.ndarray]:
+        """Means of the sums over all rows, plus the penalty."""
+        W = self.blocks.weight_sum
+        gradient = self.coordinates.pull_back(by_coef, by_intercept) / W
+        coef = self.coordinates.split(v)[0]
+        gradient[: self._n_coef] += self.penalty.gradient(coef).ravel()
+        return float(value) / W + self.penalty.value(coef), gradient
+
+
+# --- stages: one block's share, in the data's coordinates ----------------------------------------
+
+
+def margins(block: Block, coef: np.ndarray, intercept: Any) -> np.ndarray:
+    """``X @ coef + intercept`` as float64, (n,) or (n, k); the product in the block's precision."""
+    z: np.ndarray = block.X @ coef.astype(block.X.dtype, copy=False)
+    return z.astype(np.float64, copy=False) + intercept
+
+
+def value_and_gradient(
+    loss: Loss, block: Block, coef: np.ndarray, intercept: Any
+) -> tuple[Any, ...]:
+    """Sums over the block's rows: loss (), gradient by coef (d,) or (d, k), by intercept."""
+    value, residual = loss.value_and_gradient(block.y, margins(block, coef, intercept))
+    residual = (residual.T * block.w).T
+    return value @ block.w, _transposed_product(block, residual), residual.sum(axis=0)
+
+
+def value_gradient_hessian(
+    loss: Loss, block: Block, coef: np.ndarray, intercept: Any
+) -> tuple[Any, ...]:
+    """As :func:`value_and_gradient`, and the Hessian (d + 1, k, d + 1, k), intercepts last."""
+    z = margins(block, coef, intercept)
+    value, residual = loss.value_and_gradient(block.y, z)
+    residual = (residual.T * block.w).T
+    curvature = (loss.curvature(block.y, z).T * block.w).T
+    if curvature.ndim == 1:
+        curvature = curvature[:, None, None]
+    d, k = block.X.shape[1], curvature.shape[1]
+    H = np.empty((d + 1, k, d + 1, k))
+    for i in range(k):
+        for j in range(i, k):
+            c = curvature[:, i, j]
+            # A curvature between two classes is negative or 0, of one class positive or 0.
+            sign = 1.0 if i == j else -1.0
+            H[:d, i, :d, j] = sign * weighted_gram(block.X, sign * c)
+            H[:d, i, d, j] = H[d, i, :d, j] = _transposed_product(block, c)
+            H[d, i, d, j] = c.sum()
+            H[:, j, :, i] = H[:, i, :, j]  # both are symmetric
+    gradient = _transposed_product(block, residual)
+    return value @ block.w, gradient, residual.sum(axis=0), H
+
+
+def hessian_product(
+    loss: Loss, block: Block, coef: np.ndarray, intercept: Any, p_coef: np.ndarray, p_intercept: Any
+) -> tuple[Any, ...]:
+    """Hessian times direction, by coef (d,) or (d, k) and by intercept."""
+    curvature = loss.curvature(block.y, margins(block, coef, intercept))
+    dz = margins(block, p_coef, p_intercept)
+    curved = curvature * dz if dz.ndim == 1 else np.einsum("nij,nj->ni", curvature, dz)
+    curved = (curved.T * block.w).T
+    return _transposed_product(block, curved), curved.sum(axis=0)
+
+
+def along(
+    loss: Loss,
+    block: Block,
+    coef: np.ndarray,
+    intercept: Any,
+    p_coef: np.ndarray,
+    p_intercept: Any,
+    steps: np.ndarray,
+) -> tuple[Any, ...]:
+    """Loss and its slope at every step (s,) from one product of the rows with both vectors."""
+    both = margins(block, np.stack([coef, p_coef], axis=-1).reshape(len(coef), -1), 0.0).reshape(
+        block.n, *coef.shape[1:], 2
+    )
+    z, dz = both[..., 0] + intercept, both[..., 1] + p_intercept
+    values, slopes = np.empty(len(steps)), np.empty(len(steps))
+    for i, t in enumerate(steps):
+        value, residual = loss.value_and_gradient(block.y, z + t * dz)
+        values[i] = value @ block.w
+        slopes[i] = np.sum((residual * dz).T * block.w)
+    return values, slopes
+
+
+def _transposed_product(block: Block, r: np.ndarray) -> np.ndarray:
+    product: np.ndarray = block.X.T @ r.astype(block.X.dtype, copy=False)
+    return product

@@ -1,0 +1,81 @@
+"""What the minimizers of a smooth objective share: settings, state, and running one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from mllib_ext.optimizers.line_search import Differentiable
+from mllib_ext.optimizers.loop import Callback, Result, Settings, State, iterate, setting
+
+
+@dataclass(frozen=True)
+class SmoothSettings(Settings):
+    """Settings of every minimizer of a smooth objective.
+
+    Attributes
+    ----------
+    reg_param : float
+        Strength of the penalty, 0 or more. A change starts the optimizer afresh where it stands.
+    """
+
+    reg_param: float = setting(0.0, low=0)
+
+
+@dataclass(frozen=True)
+class Point(State):
+    """Parameters, with the objective's value and gradient there."""
+
+    v: np.ndarray = field(default_factory=lambda: np.empty(0))
+    gradient: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
+class Minimizer(Protocol):
+    """An optimizer's module: its settings, its start and its step."""
+
+    SETTINGS: type[SmoothSettings]
+
+    def start(self, objective: Any, v: np.ndarray, settings: Any) -> Any: ...
+
+    def step(self, objective: Any, state: Any, settings: Any) -> Any: ...
+
+
+def minimize(
+    method: Any,
+    objective: Callable[[float], Differentiable],
+    v: np.ndarray,
+    settings: SmoothSettings,
+    callbacks: Sequence[Callback] = (),
+    drain: Callable[[], tuple[Any, ...]] = tuple,
+) -> Result[Any]:
+    """Run one optimizer from ``v`` to a stopping rule.
+
+    Parameters
+    ----------
+    method : module
+        :mod:`~mllib_ext.optimizers.gd`, :mod:`~mllib_ext.optimizers.lbfgs` or
+        :mod:`~mllib_ext.optimizers.newton`: ``start(objective, v, settings) -> state`` and
+        ``step(objective, state, settings) -> state``.
+    objective : callable
+        ``objective(reg_param)``: a run may change the strength of the penalty.
+    v : ndarray
+        Where to start.
+    settings : SmoothSettings
+        ``method.SETTINGS(...)``.
+    callbacks, drain
+        As in :func:`~mllib_ext.optimizers.loop.iterate`.
+    """
+
+    def step(state: Any, now: SmoothSettings) -> Any:
+        return method.step(objective(now.reg_param), state, now)
+
+    def changed(state: Any, old: SmoothSettings, new: SmoothSettings) -> Any:
+        if old.reg_param == new.reg_param:
+            return state
+        return method.start(objective(new.reg_param), state.v, new)
+
+    state = method.start(objective(settings.reg_param), v, settings)
+    return iterate(step, state, settings, callbacks, changed=changed, drain=drain)

@@ -1,0 +1,9 @@
+"""Regression: the interface of ``pyspark.ml.regression``."""
+
+from mllib_ext.regression.linear_regression import LinearRegression, LinearRegressionModel
+
+__all__ = ["LinearRegression", "LinearRegressionModel"]
+
+# A saved model records this path: files may move below it without breaking what users saved.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
