@@ -1,0 +1,1 @@
+"""What the thin scripts in ``jobs/`` share: config, inputs, training, outputs, command line."""

@@ -1,0 +1,101 @@
+"""What a training job leaves: the fitted pipeline, metrics, the resolved config, the history."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from pyspark.ml import PipelineModel
+from pyspark.sql import SparkSession
+
+from mllib_ext import storage
+from mllib_ext.job import yamlfile
+from mllib_ext.job.config import JobConfig, Output
+from mllib_ext.optimizers.loop import Record
+
+logger = logging.getLogger(__name__)
+
+MODEL, METRICS, CONFIG, HISTORY = "model", "metrics.json", "config.yaml", "history.jsonl"
+
+
+@contextmanager
+def output_directory(output: Output) -> Iterator[str]:
+    """A temporary directory that becomes ``output.path`` when the block ends well.
+
+    Raises
+    ------
+    FileExistsError
+        There is something: an earlier result without ``overwrite``, or what no job wrote.
+    """
+    path = storage.qualified(output.path)
+    master = str(SparkSession.active().conf.get("spark.master"))
+    if path.startswith("file:") and not master.startswith("local"):
+        logger.warning(
+            "output.path is on a local disk, %s: executors on other machines write their part of "
+            "the model to theirs; choose a file system that all of them share",
+            path,
+        )
+    if storage.exists(path):
+        if not output.overwrite:
+            raise FileExistsError(
+                f"output.path: expected a new directory, found {path}; replace it with "
+                "--overwrite, or write elsewhere with --output DIR"
+            )
+        # A mistyped path must not cost somebody a directory of other things.
+        names = storage.names(path)
+        if names is None or (names and not {METRICS, CONFIG} <= set(names)):
+            raise FileExistsError(
+                f"output.path: expected the result of an earlier job to overwrite, found {path}, "
+                f"which has no {METRICS} and {CONFIG}"
+            )
+    with storage.atomic_directory(path, overwrite=output.overwrite) as directory:
+        yield directory
+
+
+def write(
+    directory: str,
+    config: JobConfig,
+    model: PipelineModel,
+    metrics: dict[str, Any],
+    history: Iterable[Record],
+) -> None:
+    """Write all files of a result into a directory that has none of them."""
+    model.save(f"{directory}/{MODEL}")
+    storage.write_text(f"{directory}/{METRICS}", json.dumps(metrics, indent=2) + "\n")
+    storage.write_text(f"{directory}/{CONFIG}", yamlfile.dump(config.resolved()))
+    lines = [json.dumps(plain(line(record))) + "\n" for record in history]
+    if lines:
+        storage.write_text(f"{directory}/{HISTORY}", "".join(lines))
+
+
+def line(record: Record) -> dict[str, Any]:
+    """A record of the history as a line of ``history.jsonl``."""
+    return {
+        "iteration": record.iteration,
+        "loss": record.loss,
+        "gradient_norm": record.gradient_norm,
+        "step_size": record.step_size,
+        "seconds": record.seconds,
+        "rounds": [asdict(one) for one in record.rounds],
+        "settings": asdict(record.settings),
+        "actions": list(record.actions),
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: no NaN, no infinity, no NumPy scalar."""
+    match value:
+        case dict():
+            return {key: plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case bool() | int() | str() | None:
+            return value
+        case float():
+            return float(value) if math.isfinite(value) else None
+    return plain(value.item()) if hasattr(value, "item") else str(value)

@@ -1,0 +1,155 @@
+"""Progress of a fit: a callback that draws, on a terminal, or logs a line now and then."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from mllib_ext.optimizers.loop import Callback, Record
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["auto", "rich", "plain", "none"]
+
+# At most about one line a second: a log of a thousand rounds stays readable.
+SECONDS_BETWEEN_LINES = 1.0
+
+
+@contextmanager
+def progress(mode: Mode, title: str) -> Iterator[Callback]:
+    """A callback for ``setCallbacks`` that shows how training goes while the block lasts.
+
+    Parameters
+    ----------
+    mode : {"auto", "rich", "plain", "none"}
+        ``auto`` draws where standard error is a terminal and logs elsewhere.
+    title : str
+        What is being trained.
+    """
+    if mode == "auto":
+        mode = "rich" if sys.stderr.isatty() else "plain"
+    display: _Bar | _Lines | _Nothing = _Nothing()
+    if mode != "none":
+        display = _Bar(title) if mode == "rich" else _Lines(title)
+    guard = _Guard()
+
+    def callback(state: Any, record: Record) -> None:
+        guard(display.show, record)
+
+    guard(display.start)
+    try:
+        yield callback
+    finally:
+        guard(display.stop)
+
+
+class _Guard:
+    """Calls that must not stop a fit: the first that fails is the last."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+    def __call__(self, draw: Callable[..., None], *arguments: Any) -> None:
+        if self.broken:
+            return
+        try:
+            draw(*arguments)
+        except Exception as error:
+            self.broken = True
+            logger.warning("progress is not shown any more: %s: %s", type(error).__name__, error)
+
+
+class _Pace:
+    """Rounds per second since the start of training (building the blocks not counted)."""
+
+    def __init__(self) -> None:
+        self.rounds, self.seconds = 0, 0.0
+
+    def add(self, record: Record) -> None:
+        if record.iteration > 0:
+            self.rounds += len(record.rounds)
+            self.seconds += record.seconds
+
+    def __str__(self) -> str:
+        return f"{self.rounds / self.seconds:.1f} rounds/s" if self.rounds else ""
+
+
+class _Nothing:
+    def start(self) -> None: ...
+    def show(self, record: Record) -> None: ...
+    def stop(self) -> None: ...
+
+
+class _Lines:
+    """Log lines: the first record, the last, and about one a second between them."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.pace = title, _Pace()
+        self.logged, self.waiting = 0.0, ""
+
+    def start(self) -> None:
+        logger.info("training %s", self.title)
+
+    def show(self, record: Record) -> None:
+        self.pace.add(record)
+        self.waiting = "  ".join(
+            part
+            for part in (
+                f"iteration {record.iteration}/{record.settings.max_iter}",
+                f"loss {record.loss:.6g}",
+                f"gradient {record.gradient_norm:.2e}",
+                str(self.pace),
+            )
+            if part
+        )
+        if time.monotonic() - self.logged >= SECONDS_BETWEEN_LINES:
+            self._log()
+
+    def stop(self) -> None:
+        if self.waiting:
+            self._log()
+
+    def _log(self) -> None:
+        logger.info(self.waiting)
+        self.logged, self.waiting = time.monotonic(), ""
+
+
+class _Bar:
+    """A bar of iterations with loss, gradient norm and pace, redrawn by rich's own thread."""
+
+    def __init__(self, title: str) -> None:
+        self.pace = _Pace()
+        self.bar = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=20),
+            # With the bar, within the 80 columns of the narrowest terminal.
+            TextColumn("{task.description}", markup=False),
+            console=Console(stderr=True),
+        )
+        self.title = title
+        self.task = self.bar.add_task("building blocks", total=None)
+
+    def start(self) -> None:
+        logger.info("training %s", self.title)
+        self.bar.start()
+
+    def show(self, record: Record) -> None:
+        self.pace.add(record)
+        total = record.settings.max_iter
+        self.bar.update(
+            self.task,
+            completed=record.iteration,
+            total=total,
+            description=f"{record.iteration}/{total}  loss {record.loss:.6g}  "
+            f"gradient {record.gradient_norm:.1e}  {self.pace}",
+        )
+
+    def stop(self) -> None:
+        self.bar.stop()
