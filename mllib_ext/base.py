@@ -6,6 +6,7 @@ Spark's own parameters and mixins.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
@@ -17,7 +18,14 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import DenseVector, Vector, Vectors
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasFeaturesCol
-from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
+from pyspark.ml.util import (
+    DefaultParamsReader,
+    DefaultParamsWriter,
+    MLReadable,
+    MLReader,
+    MLWritable,
+    MLWriter,
+)
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
@@ -41,6 +49,19 @@ class HasFeatures(HasFeaturesCol):
         "names of numeric feature columns, in place of featuresCol",
         typeConverter=TypeConverters.toListString,
     )
+
+    def setParams(self, **params: Any) -> Self:
+        """Set several parameters at once, by the constructor's keywords."""
+        params = {name: value for name, value in params.items() if value is not None}
+        for name in params:
+            if not self.hasParam(name):
+                close = difflib.get_close_matches(name, [p.name for p in self.params], n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise TypeError(f"{type(self).__name__} has no parameter {name!r}{hint}")
+        for name in ("featuresCol", "featuresCols"):
+            if name in params:
+                self.setFeaturesCol(params.pop(name))
+        return self._set(**params)
 
     def setFeaturesCol(self, value: str | Sequence[str]) -> Self:
         """Set the features column, or the list of numeric columns that are the features."""
@@ -89,20 +110,10 @@ def training_blocks(estimator: Any, dataset: DataFrame) -> Blocks:
     )
 
 
-def set_params(estimator: Any, given: dict[str, Any]) -> Any:
-    """Set keyword arguments by their own setters' rules: ``featuresCol`` may be a list."""
-    given = dict(given)
-    for name in ("featuresCol", "featuresCols"):
-        value = given.pop(name, None)
-        if value is not None:
-            estimator.setFeaturesCol(value)
-    return estimator._set(**given)
-
-
 # --- a fitted model --------------------------------------------------------------------------
 
 
-class Trained(Model, HasFeatures):
+class Trained(Model, HasFeatures, MLWritable, MLReadable[Any]):
     """A model of arrays: how its training ended, and how it is written and read.
 
     A subclass is made as ``cls(*arrays)``, the arrays in the order of ``_arrays``, and holds them
@@ -142,19 +153,10 @@ class Trained(Model, HasFeatures):
         """A writer: ``model.write().overwrite().save(path)``."""
         return _ArraysWriter(self)
 
-    def save(self, path: str) -> None:
-        """Write the model under a path where nothing is yet."""
-        self.write().save(path)
-
     @classmethod
     def read(cls) -> MLReader[Any]:
         """A reader: ``Model.read().load(path)``."""
         return _ArraysReader(cls)
-
-    @classmethod
-    def load(cls, path: str) -> Any:
-        """Read a model that was saved."""
-        return cls.read().load(path)
 
 
 class _ArraysWriter(MLWriter):

@@ -24,8 +24,8 @@ import time
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ from typing import Any
 import numpy as np
 from pyspark import RDD, SparkContext, StorageLevel
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from mllib_ext.blockfile import (
     HANDLE_SCHEMA,
-    Block,
     Handle,
     Layout,
     read_blocks,
@@ -102,7 +102,7 @@ class Blocks:
     def __init__(self, executors: _Executors, layout: Layout) -> None:
         self._executors, self._layout = executors, layout
         self._rounds: list[Round] = []
-        self._warned_of_order = False
+        self._warned_of_order = self._closed = False
         self.handles: tuple[Handle, ...] = ()
         try:
             self._build()
@@ -180,6 +180,11 @@ class Blocks:
         return self._layout.sparse
 
     @property
+    def n_tasks(self) -> int:
+        """Tasks of a round: as many as run at once, or the number of partitions if less."""
+        return self._executors.n_tasks([handle.partition for handle in self.handles])
+
+    @property
     def features(self) -> Features:
         """The feature columns as they were resolved."""
         return self._layout.features
@@ -220,6 +225,8 @@ class Blocks:
     def _round(
         self, stage: Stage, merge: Merge | None, parameters: tuple[Any, ...]
     ) -> tuple[Any, ...]:
+        if self._closed:
+            raise RuntimeError("the blocks are closed: rounds run inside their with statement")
         began = time.perf_counter()
         with self._executors.shipped(parameters) as shipment:
             partials, bytes_down = self._gather(partial(_run, stage, merge, shipment), shipment)
@@ -338,7 +345,9 @@ class Blocks:
 
     def close(self) -> None:
         """Delete the block files and let go of the cached handles."""
-        self._executors.close()
+        if not self._closed:
+            self._closed = True
+            self._executors.close()
 
     def __enter__(self) -> Blocks:
         return self
@@ -359,11 +368,11 @@ class _Partial:
 
 
 def _run(
-    stage: Stage, merge: Merge | None, shipment: _Shipment, handles: Iterator[Handle]
+    stage: Stage, merge: Merge | None, shipment: _Shipment, rows: Iterator[Any]
 ) -> Iterator[_Partial]:
     """The work of one task: a partial for every handle that landed in it."""
     parameters = shipment.open()
-    for handle in list(handles):  # all input first: an unread one kills the worker
+    for handle in [Handle(*row) for row in rows]:  # all input first: an unread one kills the worker
         began = time.perf_counter()
         values: tuple[Any, ...] | None = None
         try:
@@ -397,15 +406,17 @@ def _add(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
-def _nbytes(values: tuple[Any, ...]) -> int:
-    return sum(np.asarray(v).nbytes if np.asarray(v).dtype != object else 0 for v in values)
+def _nbytes(value: Any) -> int:
+    if isinstance(value, tuple | list):
+        return sum(map(_nbytes, value))
+    return int(getattr(value, "nbytes", 8))
 
 
 # --- the seam to Spark ---------------------------------------------------------------------------
 # Everything that needs a SparkContext. Another way to run a round (Spark Connect: the same stage
 # through mapInArrow, parameters by closure) is another class with these methods.
 
-_Task = Callable[[Iterator[Any]], Iterator[_Partial]]
+_Task = Callable[[Iterable[Any]], Iterable[_Partial]]
 
 
 class _Shipment:
@@ -444,9 +455,11 @@ class _Executors:
         """Write all files (again) and return their handles."""
         self._unpersist()
         written = self._source.mapInArrow(partial(write_partition, self._layout), HANDLE_SCHEMA)
-        numbered = written.rdd.mapPartitionsWithIndex(_numbered)
-        self._handles = numbered.persist(StorageLevel.MEMORY_AND_DISK)
-        handles: list[Handle] = self._handles.collect()
+        # The writer sees its task's number, which is another one where lineage writes a lost
+        # partition again inside the task of a round.
+        numbered = written.withColumn("partition", F.spark_partition_id())
+        self._handles = numbered.rdd.persist(StorageLevel.MEMORY_AND_DISK)
+        handles = [Handle(*row) for row in self._handles.collect()]
         self.group()
         return handles
 
@@ -465,7 +478,8 @@ class _Executors:
 
     def run(self, task: _Task, partitions: Sequence[int] | None) -> list[_Partial]:
         """Run a task over the handles, or over those of some partitions."""
-        assert self._handles is not None and self._grouped is not None
+        assert self._handles is not None
+        assert self._grouped is not None
         if partitions is None:
             return self._grouped.mapPartitions(task).collect()
         return self._context.runJob(self._handles, task, list(partitions))
@@ -473,15 +487,17 @@ class _Executors:
     def close(self) -> None:
         if self._context._jsc is None:  # stopped: Spark has deleted its local directories
             return
-        name, partitions = self._layout.directory, 0
-        if self._handles is not None and self._all_cached():
-            # Over the handles, so that the tasks land where the files are.
-            self._handles.mapPartitions(partial(_delete, name)).collect()
-            partitions = self._handles.getNumPartitions()
-        if not partitions or not self._context._jsc.sc().isLocal():
-            # Files whose handle is lost stand on any executor (one that is gone took them along).
+        delete = partial(_delete, self._layout.directory)
+        if self._context._jsc.sc().isLocal():
+            self._context.parallelize([0], 1).mapPartitions(delete).collect()
+        else:
+            if self._grouped is not None and self._all_cached():
+                # Over the handles, so that the tasks land where the files are.
+                self._grouped.mapPartitions(delete).collect()
+            # Files whose handle is lost stand on any executor (one that is gone took them along),
+            # and of several executors on a machine the handles lead to some.
             n = 4 * _slots(self._context)
-            self._context.parallelize(range(n), n).mapPartitions(partial(_delete, name)).collect()
+            self._context.parallelize(range(n), n).mapPartitions(delete).collect()
         self._unpersist()
 
     def _all_cached(self) -> bool:
@@ -499,16 +515,7 @@ class _Executors:
         self._handles = self._grouped = None
 
 
-def _numbered(partition: int, rows: Iterator[Any]) -> list[Handle]:
-    """A partition's handle under the partition's own number.
-
-    Lineage writes a lost partition again inside the task of a round, which has a number of its
-    own: the one that the writer sees.
-    """
-    return [replace(Handle(*row), partition=partition) for row in rows]
-
-
-def _delete(name: str, rows: Iterator[Any]) -> list[int]:
+def _delete(name: str, rows: Iterable[Any]) -> list[int]:
     import os
 
     for _ in rows:

@@ -51,8 +51,9 @@ def data_type(schema: StructType, name: str, role: str) -> DataType:
     """The type of a column, or a ValueError with the nearest name there is."""
     if name in schema.names:
         return schema[name].dataType
-    close = difflib.get_close_matches(name, schema.names, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    lower = {known.lower(): known for known in schema.names}
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    hint = f" (did you mean {lower[close[0]]!r}?)" if close else ""
     raise ValueError(
         f"{role} column {name!r}: expected one of {schema.names}, found no such column{hint}"
     )

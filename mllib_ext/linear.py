@@ -20,8 +20,10 @@ from mllib_ext.penalties import L2
 
 MINIMIZERS: dict[str, ModuleType] = {"gd": gd, "l-bfgs": lbfgs, "newton": newton}
 
-# Parameters (classes included) up to which solver="auto" takes Newton: see docs/decisions/0002.
-NEWTON_PARAMETERS = 512
+# solver="auto" takes Newton up to so many parameters (classes included), and while an exact
+# Hessian costs a slot no more than a round's latency: docs/decisions/0002-solver-auto.md.
+NEWTON_PARAMETERS = 1024
+NEWTON_PRODUCTS = 5e8  # rows * parameters**2, for each slot
 
 
 class LinearParams(HasFeatures, HasSolver, HasStepSize):
@@ -144,6 +146,13 @@ class LinearEstimator(LinearParams, HasCallbacks):
             if not (found > 0 if name == "stepSize" else found >= 0) or not np.isfinite(found):
                 least = "above 0" if name == "stepSize" else "of 0 or more"
                 raise ValueError(f"param {name}: expected a number {least}, found {found!r}")
+
+
+def auto_solver(blocks: Blocks, n_parameters: int) -> str:
+    """What ``solver="auto"`` means for a loss that is not quadratic."""
+    products = blocks.n_rows * n_parameters**2 / blocks.n_tasks
+    cheap = n_parameters <= NEWTON_PARAMETERS and products <= NEWTON_PRODUCTS
+    return "newton" if cheap else "l-bfgs"
 
 
 def fit_linear(

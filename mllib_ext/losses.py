@@ -76,7 +76,8 @@ class Multinomial(Loss):
         self.n_outputs = n_classes
 
     def value_and_gradient(self, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows, labels = np.arange(len(y)), y.astype(np.intp)
+        # A row of weight 0 may bear a label beyond the classes.
+        rows, labels = np.arange(len(y)), np.minimum(y.astype(np.intp), self.n_outputs - 1)
         z = z - z.max(axis=1, keepdims=True)
         own = z[rows, labels]
         e = np.exp(z, out=z)

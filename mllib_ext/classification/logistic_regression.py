@@ -31,13 +31,13 @@ from mllib_ext.base import (
     as_row,
     dense,
     frozen,
-    set_params,
     training_blocks,
     with_predictions,
 )
 from mllib_ext.blockfile import Block
+from mllib_ext.blocks import Blocks
 from mllib_ext.columns import Matrix, data_type
-from mllib_ext.linear import NEWTON_PARAMETERS, LinearEstimator, LinearParams, fit_linear
+from mllib_ext.linear import LinearEstimator, LinearParams, auto_solver, fit_linear
 from mllib_ext.losses import Logistic, Multinomial, sigmoid, softmax
 from mllib_ext.moments import Summary, merge, moments
 
@@ -159,7 +159,8 @@ class LogisticRegression(
     featuresCol : str or list of str
         A vector column, an array column, or a list of numeric columns.
     solver : {"auto", "newton", "l-bfgs", "gd"}
-        ``auto`` takes ``newton`` for up to 512 parameters, classes included, else ``l-bfgs``.
+        ``auto`` takes ``newton`` for few parameters and rows, else ``l-bfgs``
+        (:func:`mllib_ext.linear.auto_solver`).
     stepSize : float
         The step of ``gd``; see :mod:`mllib_ext.optimizers.gd`.
     lineSearch : {"barzilai-borwein", "armijo", "nesterov", "none"}
@@ -212,45 +213,27 @@ class LogisticRegression(
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)
-
-    @keyword_only
-    def setParams(
-        self,
-        *,
-        featuresCol: str | list[str] = "features",
-        labelCol: str = "label",
-        predictionCol: str = "prediction",
-        maxIter: int = 100,
-        regParam: float = 0.0,
-        elasticNetParam: float = 0.0,
-        tol: float = 1e-6,
-        fitIntercept: bool = True,
-        threshold: float = 0.5,
-        thresholds: list[float] | None = None,
-        probabilityCol: str = "probability",
-        rawPredictionCol: str = "rawPrediction",
-        standardization: bool = True,
-        weightCol: str | None = None,
-        aggregationDepth: int = 2,
-        family: str = "auto",
-        lowerBoundsOnCoefficients: Any = None,
-        upperBoundsOnCoefficients: Any = None,
-        lowerBoundsOnIntercepts: Any = None,
-        upperBoundsOnIntercepts: Any = None,
-        maxBlockSizeInMB: float = 0.0,
-        featuresCols: list[str] | None = None,
-        solver: str = "auto",
-        stepSize: float = 1.0,
-        lineSearch: str = "barzilai-borwein",
-    ) -> LogisticRegression:
-        """Set several parameters at once."""
-        set_params(self, self._input_kwargs)
         self._checkThresholdConsistency()
-        return self
 
     def setFamily(self, value: str) -> LogisticRegression:
         """Set the family: auto, binomial or multinomial."""
         return self._set(family=value)
+
+    def setLowerBoundsOnCoefficients(self, value: Any) -> LogisticRegression:
+        """Set lower bounds of the coefficients, which are not supported yet."""
+        return self._set(lowerBoundsOnCoefficients=value)
+
+    def setUpperBoundsOnCoefficients(self, value: Any) -> LogisticRegression:
+        """Set upper bounds of the coefficients, which are not supported yet."""
+        return self._set(upperBoundsOnCoefficients=value)
+
+    def setLowerBoundsOnIntercepts(self, value: Any) -> LogisticRegression:
+        """Set lower bounds of the intercepts, which are not supported yet."""
+        return self._set(lowerBoundsOnIntercepts=value)
+
+    def setUpperBoundsOnIntercepts(self, value: Any) -> LogisticRegression:
+        """Set upper bounds of the intercepts, which are not supported yet."""
+        return self._set(upperBoundsOnIntercepts=value)
 
     def _fit(self, dataset: DataFrame) -> LogisticRegressionModel:
         bounds = [
@@ -263,22 +246,22 @@ class LogisticRegression(
             raise ValueError(
                 f"param family: expected auto, binomial or multinomial, found {self.getFamily()!r}"
             )
+        self._refuse_thresholds()
         data_type(dataset.schema, self.getLabelCol(), "label")
         declared = _declared_classes(dataset, self.getLabelCol())
         with training_blocks(self, dataset) as blocks:
-            labels, by_label, *summed = blocks.reduce(class_moments, merge_class_moments)
-            counts = self._class_weights(labels, by_label, declared)
-            summary, k = Summary(*summed), len(counts)
-            multinomial = self._multinomial(k)
-            rows = k if multinomial else 1
-            if self.getFitIntercept() and np.count_nonzero(counts) == 1:
-                return self._constant(np.flatnonzero(counts)[0], rows, k, blocks.n_features)
-            return self._train(blocks, counts, summary, multinomial)
+            return self._fit_blocks(blocks, declared)
 
-    def _train(
-        self, blocks: Any, counts: np.ndarray, summary: Summary, multinomial: bool
-    ) -> LogisticRegressionModel:
-        loss = Multinomial(len(counts)) if multinomial else Logistic()
+    def _fit_blocks(self, blocks: Blocks, declared: int | None = None) -> LogisticRegressionModel:
+        """Fit on blocks that are there already; ``declared`` classes, where metadata tell."""
+        labels, by_label, *summed = blocks.reduce(class_moments, merge_class_moments)
+        counts = self._class_weights(labels, by_label, declared)
+        summary, k = Summary(*summed), len(counts)
+        multinomial = self._multinomial(k)
+        # Without an intercept coefficients can still tell one class from others that have no rows.
+        if np.count_nonzero(counts) == 1 and (self.getFitIntercept() or (multinomial and k == 1)):
+            return self._constant(np.flatnonzero(counts)[0], multinomial, k, blocks.n_features)
+        loss = Multinomial(k) if multinomial else Logistic()
         coef, intercept, result = fit_linear(
             self,
             blocks,
@@ -286,7 +269,7 @@ class LogisticRegression(
             summary.mean,
             np.sqrt(summary.variance()),
             start_intercepts(counts, multinomial),
-            self._solver(blocks.n_features, loss.n_outputs),
+            self._solver(blocks, loss.n_outputs),
         )
         coef, intercept = np.atleast_2d(coef.T), np.atleast_1d(intercept)
         if multinomial:
@@ -294,12 +277,24 @@ class LogisticRegression(
             if result.history[-1].settings.reg_param == 0:  # type: ignore[attr-defined]
                 coef = coef - coef.mean(axis=0)
             intercept = intercept - intercept.mean()
-        return LogisticRegressionModel(coef, intercept, len(counts))._trained(self, result)
+        return LogisticRegressionModel(coef, intercept, k)._trained(self, result)
 
-    def _solver(self, d: int, k: int) -> str:
+    def _refuse_thresholds(self) -> None:
+        """ValueError for thresholds out of pyspark.ml's ranges."""
+        if not 0 <= self.getOrDefault(self.threshold) <= 1:
+            found = self.getOrDefault(self.threshold)
+            raise ValueError(f"param threshold: expected a number in [0, 1], found {found!r}")
+        values = np.array(self.getThresholds()) if self.isDefined("thresholds") else np.ones(1)
+        if not (values >= 0).all() or np.count_nonzero(values == 0) > 1:
+            raise ValueError(
+                "param thresholds: expected numbers of 0 or more, at most one of them 0, "
+                f"found {values.tolist()}"
+            )
+
+    def _solver(self, blocks: Blocks, k: int) -> str:
         if self.getSolver() != "auto":
             return self.getSolver()
-        return "newton" if (d + 1) * k <= NEWTON_PARAMETERS else "l-bfgs"
+        return auto_solver(blocks, (blocks.n_features + 1) * k)
 
     def _class_weights(
         self, labels: np.ndarray, by_label: np.ndarray, declared: int | None
@@ -312,6 +307,7 @@ class LogisticRegression(
                 f"{name}: expected class labels 0, 1, ..., k-1, found {wrong[0]:g}: "
                 "index labels with pyspark.ml.feature.StringIndexer"
             )
+        labels, by_label = labels[by_label > 0], by_label[by_label > 0]  # as if they were not there
         k = int(labels.max()) + 1
         if k > MAX_CLASSES:
             raise ValueError(
@@ -338,14 +334,17 @@ class LogisticRegression(
             )
         return k > 2 or self.getFamily() == "multinomial"
 
-    def _constant(self, label: int, rows: int, k: int, d: int) -> LogisticRegressionModel:
+    def _constant(self, label: int, multinomial: bool, k: int, d: int) -> LogisticRegressionModel:
         warnings.warn(
             f"label column {self.getLabelCol()!r} holds {label} alone: "
             "the model predicts it always, and its coefficients are 0",
             stacklevel=5,
         )
+        rows = k if multinomial else 1
         intercepts = np.zeros(rows)
-        intercepts[label if rows > 1 else 0] = np.inf if rows > 1 or label == 1 else -np.inf
+        if self.getFitIntercept():
+            sign = 1.0 if multinomial or label == 1 else -1.0
+            intercepts[label if multinomial else 0] = sign * np.inf
         model = LogisticRegressionModel(np.zeros((rows, d)), intercepts, k)
         return model._trained(self, None, "constant_label")
 
@@ -410,6 +409,7 @@ def _predict(
         if rule is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 scores = probability / rule
+            scores[np.isnan(scores)] = -np.inf  # 0 / 0: not a class to choose, as in pyspark.ml
         prediction = scores.argmax(axis=1).astype(np.float64)
     else:
         raw = np.hstack([-z, z])

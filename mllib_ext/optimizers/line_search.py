@@ -31,6 +31,10 @@ class Differentiable(Protocol):
 
     def value_gradient_hessian(self, v: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]: ...
 
+    def value_gradient_curvature(
+        self, v: np.ndarray
+    ) -> tuple[float, np.ndarray, np.ndarray | None]: ...
+
     def along(
         self, v: np.ndarray, p: np.ndarray, steps: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]: ...
@@ -94,9 +98,14 @@ def search(
         return Found(trial, first)
 
     steps = trial * (GROW if low_enough(trial, f, df) else SHRINK)
-    with np.errstate(over="ignore", invalid="ignore"):
-        values, slopes = objective.along(v, p, steps)
-    low = np.flatnonzero(low_enough(steps, values, slopes))
+    while True:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values, slopes = objective.along(v, p, steps)
+        low = np.flatnonzero(low_enough(steps, values, slopes))
+        # A first trial far too long needs a second grid; below rounding there is nothing to find.
+        if len(low) or steps[0] > trial or steps[-1] * abs(slope) <= noise:
+            break
+        steps = steps[-1] * SHRINK
     if longer and len(low):
         best = low[np.argmin(values[low])]
     elif len(low):

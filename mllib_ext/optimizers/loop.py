@@ -264,8 +264,8 @@ def loss_is_flat(losses: Sequence[float], state: State, settings: Settings) -> b
 
     Tested from the first iteration on, over what history there is.
     """
-    window = losses[-10:-1]
-    return bool(window) and max(window) - state.loss <= settings.tol * abs(losses[0])
+    window = losses[-10:]  # a rise is not flat either
+    return len(window) > 1 and max(window) - min(window) <= settings.tol * abs(losses[0])
 
 
 SMOOTH: dict[str, Rule] = {"gradient": gradient_is_small, "loss": loss_is_flat}
@@ -358,7 +358,7 @@ def iterate(
         if reason is not None:
             return Result(state, True, reason, iteration, tuple(history))
         if iteration >= settings.max_iter:
-            _warn_unconverged(record)
+            _warn_unconverged(replace(record, settings=settings))
             return Result(state, False, "max_iter", iteration, tuple(history))
 
         state = step(state, settings)
@@ -379,7 +379,8 @@ def _answer(callback: Callback, state: State, record: Record) -> list[Action]:
     answer = callback(state, record)
     if answer is None:
         return []
-    actions = [answer] if isinstance(answer, Action) else list(answer)
+    several = isinstance(answer, Iterable) and not isinstance(answer, str)
+    actions: list[Any] = list(answer) if several else [answer]  # type: ignore[arg-type]
     for action in actions:
         if not isinstance(action, Action):
             raise TypeError(

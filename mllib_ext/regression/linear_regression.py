@@ -28,7 +28,6 @@ from mllib_ext.base import (
     as_row,
     dense,
     frozen,
-    set_params,
     training_blocks,
     with_predictions,
 )
@@ -168,32 +167,6 @@ class LinearRegression(
         super().__init__()
         self.setParams(**self._input_kwargs)
 
-    @keyword_only
-    def setParams(
-        self,
-        *,
-        featuresCol: str | list[str] = "features",
-        labelCol: str = "label",
-        predictionCol: str = "prediction",
-        maxIter: int = 100,
-        regParam: float = 0.0,
-        elasticNetParam: float = 0.0,
-        tol: float = 1e-6,
-        fitIntercept: bool = True,
-        standardization: bool = True,
-        solver: str = "auto",
-        weightCol: str | None = None,
-        aggregationDepth: int = 2,
-        loss: str = "squaredError",
-        epsilon: float = 1.35,
-        maxBlockSizeInMB: float = 0.0,
-        featuresCols: list[str] | None = None,
-        stepSize: float = 1.0,
-        lineSearch: str = "barzilai-borwein",
-    ) -> LinearRegression:
-        """Set several parameters at once."""
-        return set_params(self, self._input_kwargs)
-
     def setLoss(self, value: str) -> LinearRegression:
         """Set the loss: squaredError."""
         return self._set(loss=value)
@@ -207,9 +180,13 @@ class LinearRegression(
             {"loss": "squaredError", "epsilon": 1.35}, ("auto", "normal", "l-bfgs", "newton", "gd")
         )
         with training_blocks(self, dataset) as blocks:
-            if self._solver(blocks.n_features) == "normal":
-                return self._solve_normal_equations(blocks)
-            return self._minimize(blocks)
+            return self._fit_blocks(blocks)
+
+    def _fit_blocks(self, blocks: Blocks) -> LinearRegressionModel:
+        """Fit on blocks that are there already."""
+        if self._solver(blocks.n_features) == "normal":
+            return self._solve_normal_equations(blocks)
+        return self._minimize(blocks)
 
     def _solver(self, d: int) -> str:
         solver = self.getSolver()
