@@ -1,0 +1,58 @@
+"""Compare mllib_ext with pyspark.ml and scikit-learn on the same data and cores.
+
+./spark-submit.sh --master 'local[2]' --driver-memory 8g jobs/benchmark.py --output bench.json
+./spark-submit.sh --master 'local[2]' jobs/benchmark.py --path FILE --format libsvm --tasks logistic
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+from rich.console import Console
+
+from mllib_ext.job import benchmark
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the comparisons; 0 when all of them ran."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--features", type=int, default=100)
+    parser.add_argument("--classes", type=int, default=2, help="0 for a number as the label")
+    parser.add_argument("--density", type=float, default=1.0, help="below 1: sparse vectors")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--path", help="data to read in place of generated ones")
+    parser.add_argument("--format", default="parquet", help="of --path: parquet, libsvm, ...")
+    parser.add_argument("--partitions", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tasks", nargs="+", choices=benchmark.TASKS, default=[*benchmark.TASKS])
+    parser.add_argument("--output", type=Path, help="write all figures here, as JSON")
+    options = parser.parse_args(argv)
+
+    spark = SparkSession.builder.appName("mllib_ext benchmark").getOrCreate()
+    problem = benchmark.Problem(
+        options.rows, options.features, options.classes, options.density, options.seed
+    )
+    if options.path:
+        df = spark.read.format(options.format).load(options.path).repartition(options.partitions)
+    else:
+        df = benchmark.generate(spark, problem, options.partitions)
+    df = df.cache()
+    df.count()
+    comparisons = [
+        comparison
+        for task in options.tasks
+        for comparison in benchmark.TASKS[task](spark, df, options.repeats)
+    ]
+    Console(width=140).print(benchmark.table(comparisons))
+    if options.output:
+        data = {"path": options.path} if options.path else vars(problem)
+        options.output.write_text(benchmark.as_json(spark, data, comparisons))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
