@@ -133,6 +133,9 @@ class Trained(Model, HasFeatures, MLWritable, MLReadable[Any]):
 
     _arrays: tuple[str, ...] = ()
 
+    # Spark's models have one of their own, nearer in the method resolution order.
+    setFeaturesCol = HasFeatures.setFeaturesCol
+
     converged: bool = True
     reason: str = ""
     n_iter: int = 0

@@ -17,6 +17,7 @@ it; nothing is ever added up without every partition.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import shutil
 import tempfile
@@ -270,9 +271,9 @@ class Blocks:
                 if told := self._other_rows(found.values()):
                     break
                 if len(found) == len(self.handles):
+                    self._executors.group(self.handles)
                     return [found[handle.partition] for handle in self.handles], bytes_down
                 logger.info("no block file for %d partitions", len(self.handles) - len(found))
-                self._executors.group()  # the groups still prefer the executors of the build
         raise RuntimeError(
             f"block files went missing or changed under {MAX_REBUILDS} rebuilds in one round: "
             "is the source of the DataFrame stable, and is the local disk full?"
@@ -449,6 +450,7 @@ class _Executors:
         self._source, self._layout = source, layout
         self._handles: RDD[Any] | None = None
         self._grouped: RDD[Any] | None = None
+        self._placed: list[str] = []  # where the files stood when the handles were grouped
         _ship_package(self._context)
 
     def build(self) -> list[Handle]:
@@ -460,14 +462,43 @@ class _Executors:
         numbered = written.withColumn("partition", F.spark_partition_id())
         self._handles = numbered.rdd.persist(StorageLevel.MEMORY_AND_DISK)
         handles = [Handle(*row) for row in self._handles.collect()]
-        self.group()
+        self.group(handles)
         return handles
 
-    def group(self) -> None:
-        """Share the handles among the slots, each beside its file, as they stand now."""
+    def group(self, handles: Sequence[Handle]) -> None:
+        """Share the handles among the slots, each with others of its executor.
+
+        A task costs milliseconds: as many as run at once, whatever the number of partitions.
+        """
+        paths = [handle.path for handle in handles]
+        if self._grouped is not None and paths == self._placed:
+            return
         assert self._handles is not None
-        # A task costs milliseconds: as many as run at once, whatever the number of partitions.
-        self._grouped = self._handles.coalesce(_slots(self._context))
+        # By executor first: coalesce alone evens out the groups, and to that end moves handles
+        # away from their files; below ten partitions it hardly looks where they are.
+        partitions: dict[Path | None, list[int]] = {}
+        for handle in handles:
+            executor = Path(handle.path).parent.parent if handle.path else None
+            partitions.setdefault(executor, []).append(handle.partition)
+        without_rows = partitions.pop(None, [])
+        if len(partitions) > 1:
+            next(iter(partitions.values())).extend(without_rows)
+            share = -(-_slots(self._context) // len(partitions))
+            parts = [self._pruned(p).coalesce(share) for p in partitions.values()]
+            self._grouped = self._context.union(parts)
+        else:
+            self._grouped = self._handles.coalesce(_slots(self._context))
+        self._placed = paths
+
+    def _pruned(self, partitions: list[int]) -> RDD[Any]:
+        """Some partitions of the handles, where they are (PySpark has no name for it)."""
+        assert self._handles is not None
+        jvm: Any = self._context._jvm
+        wanted = jvm.PythonUtils.toSeq(partitions).toSet()  # in Scala a set is a predicate
+        jrdd = jvm.org.apache.spark.rdd.PartitionPruningRDD.create(
+            self._handles._jrdd.rdd(), wanted
+        )
+        return RDD(jrdd.toJavaRDD(), self._context, self._handles._jrdd_deserializer)
 
     def shipped(self, parameters: tuple[Any, ...]) -> _Shipment:
         return _Shipment(self._context, parameters)
@@ -491,13 +522,17 @@ class _Executors:
         if self._context._jsc.sc().isLocal():
             self._context.parallelize([0], 1).mapPartitions(delete).collect()
         else:
-            if self._grouped is not None and self._all_cached():
-                # Over the handles, so that the tasks land where the files are.
-                self._grouped.mapPartitions(delete).collect()
-            # Files whose handle is lost stand on any executor (one that is gone took them along),
-            # and of several executors on a machine the handles lead to some.
-            n = 4 * _slots(self._context)
-            self._context.parallelize(range(n), n).mapPartitions(delete).collect()
+            wanted = {str(Path(path).parent.parent) for path in self._placed if path}
+            for _ in range(3):  # an executor may be busy; one that is gone took its files along
+                done: set[str] = set()
+                if self._grouped is not None and self._all_cached():
+                    # Over the handles, so that the tasks land where the files are.
+                    done.update(self._grouped.mapPartitions(delete).collect())
+                # Files whose handle is lost stand on any executor.
+                n = 4 * _slots(self._context)
+                done.update(self._context.parallelize(range(n), n).mapPartitions(delete).collect())
+                if wanted <= done:
+                    break
         self._unpersist()
 
     def _all_cached(self) -> bool:
@@ -515,14 +550,14 @@ class _Executors:
         self._handles = self._grouped = None
 
 
-def _delete(name: str, rows: Iterable[Any]) -> list[int]:
-    import os
-
+def _delete(name: str, rows: Iterable[Any]) -> list[str]:
+    """Delete this executor's directories of that name, and say where they would have been."""
     for _ in rows:
         pass
-    for disk in os.environ["SPARK_LOCAL_DIRS"].split(","):
+    disks = os.environ["SPARK_LOCAL_DIRS"].split(",")
+    for disk in disks:
         shutil.rmtree(Path(disk) / name, ignore_errors=True)
-    return []
+    return disks
 
 
 def _slots(context: SparkContext) -> int:

@@ -129,7 +129,8 @@ class LinearEstimator(LinearParams, HasCallbacks):
             "elasticNetParam": 0.0, "aggregationDepth": 2, "maxBlockSizeInMB": 0.0, **only,
         }.items():  # fmt: skip
             found = self.getOrDefault(name) if self.isDefined(name) else None
-            if found != value:
+            # pyspark.ml's matrices cannot be compared with None.
+            if found is not None if value is None else found != value:
                 raise ValueError(
                     f"param {name}: expected {value!r}, found {found!r}: "
                     f"{type(self).__name__} does not support another value yet"

@@ -165,6 +165,31 @@ def test_another_strength_of_the_penalty_leaves_the_first_objective_alone():
     assert objective.value_and_gradient(v)[0] == before
 
 
+@every_kind
+def test_sampled_curvature_comes_with_the_exact_value_and_gradient_in_one_round(kind):
+    rng = np.random.default_rng(2)
+    X = rng.standard_normal((6000, 2)) + 3.0
+    data = Arrays.of(sp.csr_array(X) if kind == "sparse" else X, rng.integers(0, 2, 6000), parts=3)
+    coordinates = Coordinates(X.mean(axis=0), X.std(axis=0), 1, True)
+    objective = Objective(data, Logistic(), coordinates, L2(0.01, np.ones(2)))
+    v = np.array([0.5, -0.5, 0.2])
+    value, gradient, H = objective.value_gradient_curvature(v)
+    assert data.rounds.total() == 1
+    exact, expected = objective.value_and_gradient(v)
+    assert value == pytest.approx(exact, rel=1e-13)
+    np.testing.assert_allclose(gradient, expected, atol=1e-13)
+    difference = np.abs(H - objective.hessian(v)).max()
+    assert 0 < difference < 0.05  # 600 of the rows: entries of 0.25, off by 0.25 / sqrt(600) * 4
+
+
+def test_sampled_curvature_of_too_many_parameters_is_left_out():
+    coordinates = Coordinates(np.zeros(1100), np.ones(1100), 1, True)
+    data = Arrays.of(np.ones((3, 1100)))
+    objective = Objective(data, Logistic(), coordinates, L2(0.0, np.ones(1100)))
+    assert objective.value_gradient_curvature(np.zeros(1101))[2] is None
+    assert data.rounds == {"value_and_gradient": 1}
+
+
 # --- the same whatever holds the data -----------------------------------------------------------
 
 

@@ -30,7 +30,8 @@ def test_a_column_for_each_class_is_penalised_like_its_own_vector(penalty):
 def test_the_gradient_and_the_curvature_are_those_of_the_value(penalty):
     coef = np.array([0.5, -2.0, 1.5])
     # Central differences are exact for a quadratic but for rounding, eps * 10 / h.
-    np.testing.assert_allclose(penalty.gradient(coef), slopes(penalty.value, coef, 1e-3), atol=1e-11)
+    expected = slopes(penalty.value, coef, 1e-3)
+    np.testing.assert_allclose(penalty.gradient(coef), expected, atol=1e-11)
     np.testing.assert_allclose(
         np.diag(penalty.curvature()), slopes(penalty.gradient, coef, 1e-3), atol=1e-11
     )

@@ -10,6 +10,7 @@ spends its iterations on (sampled curvature: Byrd, Chin, Neveitt & Nocedal 2011)
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,7 +48,9 @@ def start(objective: Differentiable, v: np.ndarray, settings: SmoothSettings) ->
     factor = None
     if hessian is not None and np.isfinite(hessian).all() and hessian.any():
         ridge = RIDGE * hessian.diagonal().max()
-        factor = scipy.linalg.cholesky(hessian + ridge * np.eye(len(v)), lower=True)
+        # Rounding in float32 rows, or rows far off centre, can exceed the ridge: go without.
+        with contextlib.suppress(scipy.linalg.LinAlgError):
+            factor = scipy.linalg.cholesky(hessian + ridge * np.eye(len(v)), lower=True)
     norm = float(np.linalg.norm(gradient))
     return Curvature(value, norm, 0.0, False, v, gradient, (), factor)
 

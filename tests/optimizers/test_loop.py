@@ -4,6 +4,7 @@ import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -241,7 +242,7 @@ def test_a_change_takes_back_the_convergence_that_it_was_an_answer_to():
     def sharpen(state, record):
         return Change(tol=1e-6) if 1e-6 < state.gradient_norm <= 1e-3 else None
 
-    rules = {"gradient": gradient_is_small}
+    rules: dict[str, Any] = {"gradient": gradient_is_small}
     settings = Rates(step_size=0.5, tol=1e-3, max_iter=1000)
     result = iterate(descend, at(10.0), settings, (sharpen,), stopping=rules)
     assert (result.converged, result.reason) == (True, "gradient")
@@ -312,7 +313,8 @@ def test_a_change_to_what_is_not_allowed_never_reaches_the_algorithm(change, mes
 def test_settings_are_checked_when_they_are_made_and_keep_plain_types():
     with pytest.raises(ValueError, match=r"setting 'depth': expected an integer in \[1, 9\]"):
         Rates(depth=10)
-    settings = Rates(max_iter=7.0, tol=1)
+    given: dict[str, Any] = {"max_iter": 7.0, "tol": 1}
+    settings: Any = Rates(**given)
     assert (settings.max_iter, type(settings.max_iter), type(settings.tol)) == (7, int, float)
     assert set(Rates.tunables()) == {"max_iter", "tol", "step_size", "mode"}
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from mllib_ext.penalties import L2
 ROWS = 240
 
 
-def objective(X, y, loss=None, w=None, *, standardise=True, reg=0.0, parts=3):
+def objective(X, y, loss=None, w=None, *, standardise=True, reg=0.0, parts=3) -> Any:
     mean, scale = X.mean(axis=0), X.std(axis=0) if standardise else np.ones(X.shape[1])
     scale[np.ptp(X, axis=0) == 0] = 0.0
     loss = loss or SquaredError()
@@ -113,8 +113,8 @@ class Solver:
             options["step_size"] = self.options["step_size"] / steepest(objective)
         options |= {k: v for k, v in self.options.items() if k != "step_size"} | settings
         start = objective.coordinates.zeros() if start is None else start
-        settings = self.method.SETTINGS(**options)
-        return minimize(self.method, objective.regularized, start, settings, callbacks)
+        chosen = self.method.SETTINGS(**options)
+        return minimize(self.method, objective.regularized, start, chosen, callbacks)
 
 
 def steepest(objective):
@@ -139,7 +139,7 @@ SOLVERS = {
     "l-bfgs": Solver(lbfgs, {}, 200),
     "newton": Solver(newton, {}, 25),
 }
-PROBLEMS: dict[str, Callable[[], Objective]] = {
+PROBLEMS: dict[str, Callable[[], Any]] = {
     f.__name__: f
     for f in (
         least_squares, ill_conditioned, logistic, rare_class, weighted, multinomial,
@@ -268,9 +268,9 @@ def test_plain_gradient_descent_is_the_update_formula_step_by_step():
     X = features(3)
     y = coin(X[:, 0])
     eta, n_steps = 0.7, 12
-    problem = objective(X, y, Logistic(), standardise=False, parts=5)
-    problem = Objective(problem.blocks, Logistic(), Coordinates(np.zeros(3), np.ones(3), 1, True),
-                        L2(0.0, np.ones(3)))  # fmt: skip
+    data = Arrays.of(X, y, parts=5)
+    coordinates = Coordinates(np.zeros(3), np.ones(3), 1, True)
+    problem = Objective(data, Logistic(), coordinates, L2(0.0, np.ones(3)))
     points = []
     settings = gd.SETTINGS(line_search="none", step_size=eta, max_iter=n_steps, tol=0.0)
     with pytest.warns(ConvergenceWarning):
@@ -278,12 +278,12 @@ def test_plain_gradient_descent_is_the_update_formula_step_by_step():
                  [lambda state, record: points.append(state.v)])  # fmt: skip
 
     theta = np.zeros(4)
-    sizes = [block.n for block in problem.blocks.blocks]
+    sizes = [block.n for block in data.blocks]
     assert len(set(sizes)) > 1  # the weights matter
     for point in points:
         np.testing.assert_allclose(point, theta, atol=1e-14 * n_steps)  # a rounding a step
         gradients = []
-        for block in problem.blocks.blocks:
+        for block in data.blocks:
             A = np.column_stack([block.X, np.ones(block.n)])
             gradients.append(A.T @ (1 / (1 + np.exp(-A @ theta)) - block.y) / block.n)
         # theta <- theta - eta * 1/|S| sum |S_i| grad L_i(theta)
@@ -455,6 +455,19 @@ def test_lbfgs_keeps_ten_pairs():
     sizes = []
     SOLVERS["l-bfgs"](ill_conditioned(), [lambda s, r: sizes.append(len(s.pairs))], tol=1e-13)
     assert max(sizes) == sizes[-1] == lbfgs.MEMORY == 10
+
+
+@pytest.mark.parametrize("offset", [100.0, 1e6])
+def test_lbfgs_goes_without_curvature_that_rounding_has_spoiled(offset):
+    X = features(3)
+    kind = np.float32 if offset == 100.0 else np.float64
+    rows = (np.hstack([X, X]) + offset).astype(kind)  # dependent columns, far off centre
+    problem = replace(objective(rows, coin(X[:, 0]), Logistic()), precision=1e-6)
+    assert np.linalg.eigvalsh(problem.hessian(np.zeros(7)))[0] < -1e-8  # no Cholesky factor
+    result = SOLVERS["l-bfgs"](problem, tol=1e-6)
+    least = SOLVERS["newton"](objective(X, coin(X[:, 0]), Logistic()), tol=1e-12).state.loss
+    assert result.converged
+    assert result.state.loss == pytest.approx(least, abs=1e-5)  # float32: 1e-7 of margins of 100
 
 
 def test_the_two_loops_are_the_inverse_hessian_of_a_quadratic():
