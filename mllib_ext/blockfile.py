@@ -344,7 +344,7 @@ def read_blocks(handle: Handle) -> Iterator[Block]:
 
 def _opened(path: str) -> Any:
     try:
-        return pa.memory_map(path)
+        return pa.OSFile(path)
     except FileNotFoundError:
         raise
     except OSError:

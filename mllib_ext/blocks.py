@@ -16,6 +16,7 @@ it; nothing is ever added up without every partition.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
@@ -27,7 +28,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -372,6 +373,7 @@ def _run(
     stage: Stage, merge: Merge | None, shipment: _Shipment, rows: Iterator[Any]
 ) -> Iterator[_Partial]:
     """The work of one task: a partial for every handle that landed in it."""
+    _spare_collector()
     parameters = shipment.open()
     for handle in [Handle(*row) for row in rows]:  # all input first: an unread one kills the worker
         began = time.perf_counter()
@@ -383,6 +385,16 @@ def _run(
             yield _Partial(handle, False, None, 0.0)
         else:
             yield _Partial(handle, True, values, time.perf_counter() - began)
+
+
+@cache
+def _spare_collector() -> None:
+    """Take what is imported by now out of the garbage collector's sight, once a worker.
+
+    PySpark's worker collects garbage after every task, before it takes the next: with NumPy,
+    SciPy and PyArrow loaded that is most of a short round (measured: 95 ms with, 40 without).
+    """
+    gc.freeze()
 
 
 def _joined(
@@ -451,6 +463,7 @@ class _Executors:
         self._handles: RDD[Any] | None = None
         self._grouped: RDD[Any] | None = None
         self._placed: list[str] = []  # where the files stood when the handles were grouped
+        self._n_tasks = 1
         _ship_package(self._context)
 
     def build(self) -> list[Handle]:
@@ -489,6 +502,7 @@ class _Executors:
         else:
             self._grouped = self._handles.coalesce(_slots(self._context))
         self._placed = paths
+        self._n_tasks = self._grouped.getNumPartitions()
 
     def _pruned(self, partitions: list[int]) -> RDD[Any]:
         """Some partitions of the handles, where they are (PySpark has no name for it)."""
@@ -504,8 +518,7 @@ class _Executors:
         return _Shipment(self._context, parameters)
 
     def n_tasks(self, partitions: Sequence[int]) -> int:
-        assert self._grouped is not None
-        return min(len(partitions), self._grouped.getNumPartitions())
+        return min(len(partitions), self._n_tasks)
 
     def run(self, task: _Task, partitions: Sequence[int] | None) -> list[_Partial]:
         """Run a task over the handles, or over those of some partitions."""

@@ -192,7 +192,7 @@ def peak_memory() -> Iterator[dict[str, int]]:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.05):
+        while not done.wait(0.25):
             for kind, megabytes in _resident().items():
                 peaks[kind] = max(peaks.get(kind, 0), megabytes)
 
