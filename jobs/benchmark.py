@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--features", type=int, default=100)
     parser.add_argument("--classes", type=int, default=2, help="0 for a number as the label")
     parser.add_argument("--density", type=float, default=1.0, help="below 1: sparse vectors")
+    parser.add_argument("--correlation", type=float, default=0.9, help="of neighbouring features")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--path", help="data to read in place of generated ones")
     parser.add_argument("--format", default="parquet", help="of --path: parquet, libsvm, ...")
@@ -34,7 +35,12 @@ def main(argv: list[str] | None = None) -> int:
 
     spark = SparkSession.builder.appName("mllib_ext benchmark").getOrCreate()
     problem = benchmark.Problem(
-        options.rows, options.features, options.classes, options.density, options.seed
+        options.rows,
+        options.features,
+        options.classes,
+        options.density,
+        options.correlation,
+        options.seed,
     )
     if options.path:
         df = spark.read.format(options.format).load(options.path).repartition(options.partitions)

@@ -8,7 +8,7 @@ Golub & LeVeque (1979): a column that is constant has a variance of exactly 0, a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -59,19 +59,20 @@ class Summary:
 def moments(block: Block) -> Moments:
     """One block's weights, means and scatter (d,) of the features."""
     heaviest = int(block.w.argmax())
-    D, reference = _about_reference(block.X, heaviest)
-    w = block.w
-    total, sums = w.sum(), D.T @ w
+    reference = _reference(block.X, heaviest)
+    D = _minus(block.X, reference)
+    sums = D.T @ block.w
     # In place: a second temporary of a block's size costs ten times the arithmetic in page faults.
-    values = D if isinstance(D, np.ndarray) else D.data
+    values: Any = D if isinstance(D, np.ndarray) else D.data
     np.multiply(values, values, out=values)
-    return _centred(block, total, sums, D.T @ w, reference)
+    return _centred(block, block.w.sum(), sums, D.T @ block.w, reference)
 
 
 def comoments(block: Block) -> Moments:
     """One block's weights, means and scatter (d + 1, d + 1) of the features and the label."""
     heaviest = int(block.w.argmax())
-    D, reference = _about_reference(block.X, heaviest)
+    reference = _reference(block.X, heaviest)
+    D = _minus(block.X, reference)
     label = block.y[heaviest]
     w, e = block.w, block.y - label
     d = block.X.shape[1]
@@ -114,20 +115,25 @@ def weighted_gram(X: Matrix, w: np.ndarray) -> np.ndarray:
     return gram
 
 
-def _about_reference(X: Matrix, row: int) -> tuple[Matrix, np.ndarray]:
-    """``X`` (float64) minus a row of weight (d,), or minus 0 where CSR does not store a column.
+def _reference(X: Matrix, row: int) -> np.ndarray:
+    """A row of weight (d,), float64, with 0 where CSR does not store a column throughout.
 
     A row of weight 0 would leave rounding in columns that are constant elsewhere.
     """
     if isinstance(X, np.ndarray):
-        reference = X[row].astype(np.float64)
-        return X - reference, reference
+        return X[row].astype(np.float64)
     full = np.bincount(X.indices, minlength=X.shape[1]) == X.shape[0]
     reference = np.zeros(X.shape[1])
     if full.any():
         reference[full] = X[[row]].toarray().ravel()[full]
-    data = X.data - reference[X.indices]
-    return sp.csr_array((data, X.indices, X.indptr), shape=X.shape), reference
+    return reference
+
+
+def _minus(X: Matrix, reference: np.ndarray) -> Matrix:
+    """``X - reference`` (float64); what CSR does not store stays 0, as the reference is there."""
+    if isinstance(X, np.ndarray):
+        return X - reference
+    return sp.csr_array((X.data - reference[X.indices], X.indices, X.indptr), shape=X.shape)
 
 
 def _centred(

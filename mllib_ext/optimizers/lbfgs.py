@@ -1,11 +1,12 @@
-"""L-BFGS (Nocedal 1980; Nocedal & Wright 2006, algorithms 7.4 and 7.5), started with curvature.
+"""L-BFGS (Nocedal 1980; Nocedal & Wright 2006, algorithms 7.4 and 7.5) over sampled curvature.
 
 A round an iteration where the unit step holds; the line search costs two more where it does not.
 
 Each iteration corrects an estimate of the inverse Hessian by the last moves. What is corrected is,
-where the parameters are few, the Hessian at the start from a sample of the rows: it comes with the
-first gradient, in the same round, and knows the correlations of the features, which plain L-BFGS
-spends its iterations on (sampled curvature: Byrd, Chin, Neveitt & Nocedal 2011).
+where the parameters are few, the Hessian of a sample of the rows, which comes with each gradient
+in the same round (sub-sampled Newton: Byrd, Chin, Neveitt & Nocedal 2011; Bollapragada, Byrd &
+Nocedal 2019). A good sample makes the method Newton's; where it misleads, as it may for rare
+features, the corrections take over. With many parameters it is plain L-BFGS.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from mllib_ext.optimizers.line_search import Differentiable, search
 from mllib_ext.optimizers.smooth import Point, SmoothSettings
 
 SETTINGS = SmoothSettings
+# A sample serves while each step divides the gradient by two or more.
+SERVES = 0.5
 MEMORY = 10  # pairs kept, as in pyspark.ml
 # Eigenvalues of the sampled Hessian below this share of its largest are rounding, or directions
 # that the sample does not know.
@@ -35,7 +38,7 @@ class Curvature(Point):
     pairs : tuple of (ndarray, ndarray)
         The last moves (s) and changes of the gradient (y), oldest first.
     factor : ndarray or None
-        Lower Cholesky factor of the sampled Hessian at the start.
+        Lower Cholesky factor of the sampled Hessian here.
     """
 
     pairs: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
@@ -45,14 +48,22 @@ class Curvature(Point):
 def start(objective: Differentiable, v: np.ndarray, settings: SmoothSettings) -> Curvature:
     """Evaluate the starting point, with its curvature where that is cheap."""
     value, gradient, hessian = objective.value_gradient_curvature(v)
-    factor = None
-    if hessian is not None and np.isfinite(hessian).all() and hessian.any():
-        ridge = RIDGE * hessian.diagonal().max()
-        # Rounding in float32 rows, or rows far off centre, can exceed the ridge: go without.
-        with contextlib.suppress(scipy.linalg.LinAlgError):
-            factor = scipy.linalg.cholesky(hessian + ridge * np.eye(len(v)), lower=True)
     norm = float(np.linalg.norm(gradient))
-    return Curvature(value, norm, 0.0, False, v, gradient, (), factor)
+    return Curvature(value, norm, 0.0, False, v, gradient, (), factorised(hessian))
+
+
+def factorised(hessian: np.ndarray | None) -> np.ndarray | None:
+    """Its lower Cholesky factor with a slight ridge; None where there is none to be had."""
+    if hessian is None or not np.isfinite(hessian).all() or not hessian.any():
+        return None
+    ridge = RIDGE * hessian.diagonal().max()
+    # Rounding in float32 rows, or rows far off centre, can exceed the ridge: go without.
+    with contextlib.suppress(scipy.linalg.LinAlgError):
+        factor: np.ndarray = scipy.linalg.cholesky(
+            hessian + ridge * np.eye(len(hessian)), lower=True
+        )
+        return factor
+    return None
 
 
 def step(objective: Differentiable, state: Curvature, settings: SmoothSettings) -> Curvature:
@@ -63,23 +74,31 @@ def step(objective: Differentiable, state: Curvature, settings: SmoothSettings) 
     # Without curvature the scale of the gradient means nothing: try a step of length 1 first.
     known = bool(state.pairs) or state.factor is not None
     trial = 1.0 if known else 1.0 / state.gradient_norm
-    found = search(objective, state.v, state.loss, state.gradient, p, trial, longer=True)
+    evaluate = objective.value_gradient_curvature
+    found = search(
+        objective, state.v, state.loss, state.gradient, p, trial, longer=True, evaluate=evaluate
+    )
     if found is None:
         if known:  # what is remembered may mislead: forget it and try once more
             return step(objective, replace(state, pairs=(), factor=None), settings)
         return replace(state, stalled=True)
-    value, gradient = found.evaluation
+    value, gradient, hessian = found.evaluation
+    norm, factor = float(np.linalg.norm(gradient)), factorised(hessian)
     s, y = found.step * p, gradient - state.gradient
     # Rounding may spoil y when the step is tiny: such a pair would break positive definiteness.
     fits = s @ y > 1e-12 * np.linalg.norm(s) * np.linalg.norm(y)
+    pairs = (*state.pairs, (s, y))[-MEMORY:] if fits else state.pairs
+    # A sample that serves needs no corrections, and those of another point would blur it.
+    if factor is not None and norm <= SERVES * state.gradient_norm:
+        pairs = ()
     return Curvature(
         loss=value,
-        gradient_norm=float(np.linalg.norm(gradient)),
+        gradient_norm=norm,
         step_size=found.step,
         v=state.v + s,
         gradient=gradient,
-        pairs=(*state.pairs, (s, y))[-MEMORY:] if fits else state.pairs,
-        factor=state.factor,
+        pairs=pairs,
+        factor=factor,
     )
 
 

@@ -388,8 +388,8 @@ def test_lbfgs_takes_about_one_round_an_iteration(problem):
     objective = PROBLEMS[problem]()
     result = SOLVERS["l-bfgs"](objective, tol=1e-10)
     rounds = objective.blocks.rounds
-    assert rounds["value_gradient_hessian"] == 1  # the start brings the sampled curvature along
-    assert 1 + rounds["value_and_gradient"] + rounds["along"] == rounds.total()
+    # Each evaluation brings its sampled curvature along.
+    assert rounds["value_gradient_hessian"] + rounds["along"] == rounds.total()
     # The start, a round a step, and two more where the unit step does not hold: mostly at first.
     assert rounds.total() <= 1 + 1.25 * result.n_iter + 3
 
@@ -439,6 +439,7 @@ def test_lbfgs_forgets_its_pairs_and_evaluates_anew_when_the_penalty_changes(opt
     np.testing.assert_allclose(result.state.v, fresh.state.v, atol=1e-5)
 
 
+@pytest.mark.usefixtures("no_curvature")
 def test_a_change_that_leaves_the_objective_keeps_the_pairs():
     sizes = []
 
