@@ -140,10 +140,16 @@ class Blocks:
         TypeError
             A column of an unsuitable type.
         RuntimeError
-            ``spark.io.encryption.enabled`` is set: block files are not encrypted.
+            ``spark.io.encryption.enabled`` is set: block files are not encrypted. A Spark Connect
+            session.
         """
         spark = df.sparkSession
-        if spark.conf.get("spark.io.encryption.enabled", "false") == "true":
+        if type(df).__module__.startswith("pyspark.sql.connect"):
+            raise RuntimeError(
+                "expected a classic Spark session to train in, found Spark Connect: "
+                "not supported yet"
+            )
+        if str(spark.conf.get("spark.io.encryption.enabled", "false")).lower() == "true":
             raise RuntimeError(
                 "spark.io.encryption.enabled: expected false, found true: "
                 "mllib_ext keeps training data on local disks unencrypted"

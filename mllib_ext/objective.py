@@ -112,6 +112,34 @@ class Coordinates:
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """A data set whose rows are seen from another origin: every stage gets ``X - origin``.
+
+    For dense features far from 0: sums about 0 would cancel the digits that tell rows apart.
+
+    Attributes
+    ----------
+    blocks : Sums
+    origin : ndarray, shape (d,)
+        In the precision of the features.
+    """
+
+    blocks: Sums
+    origin: np.ndarray
+
+    @property
+    def n_rows(self) -> int:
+        return self.blocks.n_rows
+
+    @property
+    def weight_sum(self) -> float:
+        return self.blocks.weight_sum
+
+    def sum(self, stage: Any, *parameters: Any) -> tuple[Any, ...]:
+        return self.blocks.sum(partial(shifted, stage), self.origin, *parameters)
+
+
+@dataclass(frozen=True)
 class Objective:
     """Value and derivatives of a penalised mean loss by flat standardised parameters.
 
@@ -219,6 +247,11 @@ class Objective:
 
 
 # --- stages: one block's share, in the data's coordinates ----------------------------------------
+
+
+def shifted(stage: Any, block: Block, origin: np.ndarray, *parameters: Any) -> Any:
+    """A stage applied to the block about another origin."""
+    return stage(replace(block, X=block.X - origin), *parameters)
 
 
 def margins(block: Block, coef: np.ndarray, intercept: Any) -> np.ndarray:

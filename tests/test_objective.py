@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from arrays import Arrays, slopes
 from mllib_ext.blocks import Blocks
 from mllib_ext.losses import Logistic, Multinomial, SquaredError
-from mllib_ext.objective import Coordinates, Objective
+from mllib_ext.objective import Coordinates, Objective, Shifted
 from mllib_ext.penalties import L2
 
 N, D = 60, 4
@@ -274,3 +274,23 @@ def test_the_objective_on_spark_is_that_of_one_block_in_memory(spark, kind, part
             expected = everything(make(name, kind=kind, parts=1))
             found = everything(replace(make(name, kind=kind), blocks=blocks))
             assert_equal(found, expected, 1e-12)  # the order of addition alone differs
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_shifted_rows_keep_the_digits_that_an_offset_would_cancel(dtype):
+    rng = np.random.default_rng(0)
+    offset = {np.float32: 1e3, np.float64: 1e8}[dtype]
+    X = (rng.standard_normal((200, 3)) + offset).astype(dtype)
+    y = (rng.random(200) < 0.5).astype(float)
+    mean, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+    origin = mean.astype(dtype)
+    seen = Coordinates(mean - origin, scale, 1, True)
+    far = Objective(Shifted(Arrays.of(X, y), origin), Logistic(), seen, L2(0.0, np.ones(3)))
+    near_rows = X.astype(np.float64) - origin
+    near = Objective(Arrays.of(near_rows, y), Logistic(), seen, L2(0.0, np.ones(3)))
+    v = rng.standard_normal(4)
+    for mine, exact in zip(
+        far.value_gradient_hessian(v), near.value_gradient_hessian(v), strict=True
+    ):
+        # Subtraction of neighbours is exact; what is left is the precision of the products.
+        np.testing.assert_allclose(mine, exact, rtol=100 * np.finfo(dtype).eps, atol=1e-6)

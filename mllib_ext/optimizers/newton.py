@@ -42,6 +42,12 @@ def step(objective: Differentiable, state: Curved, settings: SmoothSettings) -> 
     last = -0.5 * float(state.gradient @ p) <= settings.tol * abs(state.loss)
     evaluate = objective.value_and_gradient if last else objective.value_gradient_hessian
     found = search(objective, state.v, state.loss, state.gradient, p, 1.0, evaluate=evaluate)
+    if found is None and state.gradient.any():
+        # Rounding has spoiled a nearly singular Hessian: steepest descent still knows the way.
+        p, trial = -state.gradient, 1.0 / state.gradient_norm
+        found = search(
+            objective, state.v, state.loss, state.gradient, p, trial, evaluate=evaluate, longer=True
+        )
     if found is None:
         return replace(state, stalled=True)
     value, gradient, *rest = found.evaluation

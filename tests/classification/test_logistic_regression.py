@@ -682,3 +682,22 @@ def test_too_few_iterations_are_a_warning_and_stay_readable_on_the_model(frame):
         model = estimator.fit(frame)
     assert (model.converged, model.reason, model.n_iter) == (False, "max_iter", 1)
     assert len(model.history) == 2
+
+
+@pytest.mark.parametrize(("kind", "offset"), [("float", 100.0), ("double", 1e8)])
+def test_features_far_from_zero_cost_no_digits(spark, kind, offset):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((1000, 3))
+    y = (rng.random(1000) < 1 / (1 + np.exp(-X @ [1.0, -1.0, 0.5]))).astype(float)
+    X = (X + offset).astype("f" if kind == "float" else "d")
+    rows = [(x.tolist(), float(label)) for x, label in zip(X, y, strict=True)]
+    df = spark.createDataFrame(rows, f"features array<{kind}>, label double")
+    near = spark.createDataFrame(
+        [([v - offset for v in x], label) for x, label in rows],
+        "features array<double>, label double",
+    )
+    for solver in ("newton", "l-bfgs"):
+        far = LogisticRegression(solver=solver, tol=1e-7).fit(df).coefficients
+        exact = LogisticRegression(tol=1e-12).fit(near).coefficients
+        # float32 leaves margins 1e-7 of rounding; at 1e8 a double holds 1e-8 of a deviation.
+        np.testing.assert_allclose(far, exact, atol=2e-5)
