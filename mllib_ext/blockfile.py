@@ -1,4 +1,4 @@
-"""One partition of a data set as an Arrow IPC file on its executor's local disk.
+"""One partition of a data set as an Arrow IPC stream in a file on its executor's local disk.
 
 Writing happens once, in ``mapInArrow``; every later round reads the file block by block, out of
 the page cache that the workers of a machine share, so that data larger than memory works. A record
@@ -276,7 +276,7 @@ class _Writer:
             arrays.append(pa.concat_arrays(ids))
         batch = pa.RecordBatch.from_arrays(arrays, names)
         if self._file is None:
-            self._file = pa.ipc.new_file(str(self.path), self._schema(batch))
+            self._file = pa.ipc.new_stream(str(self.path), self._schema(batch))
         self._file.write_batch(batch)
 
     def _schema(self, batch: pa.RecordBatch) -> pa.Schema:
@@ -348,10 +348,10 @@ def read_blocks(handle: Handle) -> Iterator[Block]:
     if not handle.path:
         return
     start = 0
-    with pa.OSFile(handle.path) as source, pa.ipc.open_file(source) as reader:
+    with pa.OSFile(handle.path) as source, pa.ipc.open_stream(source) as reader:
         d = json.loads(reader.schema.metadata[b"n_features"])
-        for i in range(reader.num_record_batches):
-            block = _block(reader.get_batch(i), d, handle.partition, start)
+        for batch in reader:
+            block = _block(batch, d, handle.partition, start)
             yield block
             start += block.n
 

@@ -268,7 +268,7 @@ class Blocks:
             if rebuilds:
                 self._rebuild(told)
             found: dict[int, _Partial] = {}
-            for _ in range(1 + RETRIES):
+            for attempt in range(1 + RETRIES):
                 missing = [h.partition for h in self.handles if h.partition not in found]
                 whole = len(missing) == len(self.handles)
                 bytes_down += shipment.n_bytes * self._executors.n_tasks(missing)
@@ -278,7 +278,7 @@ class Blocks:
                 if told := self._other_rows(found.values()):
                     break
                 if len(found) == len(self.handles):
-                    self._executors.group(self.handles)
+                    self._executors.group(self.handles, again=attempt > 0)
                     return [found[handle.partition] for handle in self.handles], bytes_down
                 logger.info("no block file for %d partitions", len(self.handles) - len(found))
         raise RuntimeError(
@@ -474,15 +474,17 @@ class _Executors:
         self.group(handles)
         return handles
 
-    def group(self, handles: Sequence[Handle]) -> None:
+    def group(self, handles: Sequence[Handle], again: bool = False) -> None:
         """Share the handles among the slots, each with others of its executor.
 
-        A task costs milliseconds: as many as run at once, whatever the number of partitions.
+        A task costs milliseconds: as many as run at once, whatever the number of partitions. Each
+        group is cached as one partition, since to fetch a hundred of them costs 10 ms a round.
         """
         paths = [handle.path for handle in handles]
-        if self._grouped is not None and paths == self._placed:
+        if self._grouped is not None and paths == self._placed and not again:
             return
         assert self._handles is not None
+        self._ungroup()
         # By executor first: coalesce alone evens out the groups, and to that end moves handles
         # away from their files; below ten partitions it hardly looks where they are.
         partitions: dict[Path | None, list[int]] = {}
@@ -494,9 +496,10 @@ class _Executors:
             next(iter(partitions.values())).extend(without_rows)
             share = -(-_slots(self._context) // len(partitions))
             parts = [self._pruned(p).coalesce(share) for p in partitions.values()]
-            self._grouped = self._context.union(parts)
+            grouped = self._context.union(parts)
         else:
-            self._grouped = self._handles.coalesce(_slots(self._context))
+            grouped = self._handles.coalesce(_slots(self._context))
+        self._grouped = grouped.persist(StorageLevel.MEMORY_AND_DISK)
         self._placed = paths
         self._n_tasks = self._grouped.getNumPartitions()
 
@@ -553,10 +556,16 @@ class _Executors:
                 return bool(info.numCachedPartitions() == self._handles.getNumPartitions())
         return False
 
+    def _ungroup(self) -> None:
+        if self._grouped is not None:
+            self._grouped.unpersist()
+        self._grouped = None
+
     def _unpersist(self) -> None:
+        self._ungroup()
         if self._handles is not None:
             self._handles.unpersist()
-        self._handles = self._grouped = None
+        self._handles = None
 
 
 def _delete(name: str, rows: Iterable[Any]) -> list[str]:

@@ -102,6 +102,8 @@ def vector_frame(spark, vectors, partitions=1):
 def lose_handles(spark, blocks, partition=None):
     """As the end of an executor does: forget the cached handle of one partition, or all."""
     handles = blocks._executors._handles
+    # Whatever loses a handle loses the group that holds a copy of it.
+    blocks._executors._grouped.unpersist(blocking=True)
     if partition is None:
         handles.unpersist(blocking=True)
         handles.persist(StorageLevel.MEMORY_AND_DISK)

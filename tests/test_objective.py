@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def test_the_objective_on_spark_is_that_of_one_block_in_memory(spark, kind, part
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_shifted_rows_keep_the_digits_that_an_offset_would_cancel(dtype):
     rng = np.random.default_rng(0)
-    offset = {np.float32: 1e3, np.float64: 1e8}[dtype]
+    offset = 1e3 if dtype == np.float32 else 1e8
     X = (rng.standard_normal((200, 3)) + offset).astype(dtype)
     y = (rng.random(200) < 0.5).astype(float)
     mean, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
@@ -289,8 +290,7 @@ def test_shifted_rows_keep_the_digits_that_an_offset_would_cancel(dtype):
     near_rows = X.astype(np.float64) - origin
     near = Objective(Arrays.of(near_rows, y), Logistic(), seen, L2(0.0, np.ones(3)))
     v = rng.standard_normal(4)
-    for mine, exact in zip(
-        far.value_gradient_hessian(v), near.value_gradient_hessian(v), strict=True
-    ):
+    pairs: Any = zip(far.value_gradient_hessian(v), near.value_gradient_hessian(v), strict=True)
+    for mine, exact in pairs:
         # Subtraction of neighbours is exact; what is left is the precision of the products.
         np.testing.assert_allclose(mine, exact, rtol=100 * np.finfo(dtype).eps, atol=1e-6)
