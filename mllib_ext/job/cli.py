@@ -99,13 +99,28 @@ def run(
         except SystemExit as exit:  # argparse: --help, or arguments that it does not know
             return exit.code if isinstance(exit.code, int) else FAILED
         except KeyboardInterrupt as interrupt:
-            terminated = isinstance(interrupt, Terminated)
-            print("terminated" if terminated else "interrupted", file=sys.stderr)
-            return TERMINATED if terminated else INTERRUPTED
+            return _interrupted(interrupt)
         except Exception as error:
+            if (cause := _interruption(error)) is not None:
+                return _interrupted(cause)
             message = explanation(error)
             print(f"error: {message}" if message else backtrace(error), file=sys.stderr)
             return MISUSED if isinstance(error, ConfigError) else FAILED
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    terminated = isinstance(interrupt, Terminated)
+    print("terminated" if terminated else "interrupted", file=sys.stderr)
+    return TERMINATED if terminated else INTERRUPTED
+
+
+def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that an error came from: PySpark's own clean-up may fail on its way out."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
