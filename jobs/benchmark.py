@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 from rich.console import Console
 
 from mllib_ext.job import benchmark
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     if options.path:
         df = spark.read.format(options.format).load(options.path).repartition(options.partitions)
+        # LIBSVM files call the classes -1 and 1.
+        df = df.withColumn("label", F.when(F.col("label") == -1, 0.0).otherwise(F.col("label")))
     else:
         df = benchmark.generate(spark, problem, options.partitions)
     df = df.cache()
