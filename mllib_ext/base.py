@@ -6,7 +6,6 @@ Spark's own parameters and mixins.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
@@ -32,6 +31,7 @@ from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import Features, Matrix
+from mllib_ext.names import did_you_mean
 from mllib_ext.optimizers.loop import Callback, Record, Result
 
 # --- columns in ------------------------------------------------------------------------------
@@ -55,8 +55,7 @@ class HasFeatures(HasFeaturesCol):
         params = {name: value for name, value in params.items() if value is not None}
         for name in params:
             if not self.hasParam(name):
-                close = difflib.get_close_matches(name, [p.name for p in self.params], n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                hint = did_you_mean(name, [param.name for param in self.params])
                 raise TypeError(f"{type(self).__name__} has no parameter {name!r}{hint}")
         for name in ("featuresCol", "featuresCols"):
             if name in params:

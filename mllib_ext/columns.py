@@ -7,7 +7,6 @@ become one NumPy or SciPy CSR matrix a batch: never a Python object for a row.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -27,6 +26,8 @@ from pyspark.sql.types import (
     NumericType,
     StructType,
 )
+
+from mllib_ext.names import did_you_mean
 
 Matrix: TypeAlias = np.ndarray | Any  # or scipy.sparse.csr_array, which has no type hints
 
@@ -51,9 +52,7 @@ def data_type(schema: StructType, name: str, role: str) -> DataType:
     """The type of a column, or a ValueError with the nearest name there is."""
     if name in schema.names:
         return schema[name].dataType
-    lower = {known.lower(): known for known in schema.names}
-    close = difflib.get_close_matches(name.lower(), lower, n=1)
-    hint = f" (did you mean {lower[close[0]]!r}?)" if close else ""
+    hint = did_you_mean(name, schema.names)
     raise ValueError(
         f"{role} column {name!r}: expected one of {schema.names}, found no such column{hint}"
     )

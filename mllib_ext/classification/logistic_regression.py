@@ -359,9 +359,9 @@ def class_moments(block: Block) -> tuple[Any, ...]:
     if wrong.any():  # one is enough to refuse them all
         return block.y[wrong][:1], np.zeros(1), *moments(block)
     if block.y.max() < MAX_CLASSES:  # without the sort
-        counts = np.bincount(block.y.astype(np.intp), minlength=1)
-        labels = np.flatnonzero(counts)
-        by_label = np.bincount(block.y.astype(np.intp), weights=block.w)[labels]
+        y = block.y.astype(np.intp)
+        labels = np.flatnonzero(np.bincount(y))
+        by_label = np.bincount(y, weights=block.w)[labels]
         return labels.astype(np.float64), by_label, *moments(block)
     labels, index = np.unique(block.y, return_inverse=True)
     return labels, np.bincount(index, weights=block.w), *moments(block)

@@ -32,6 +32,7 @@ import scipy.sparse as sp
 from pyspark.ml import classification as pyspark_classification
 from pyspark.ml import regression as pyspark_regression
 from pyspark.ml.functions import array_to_vector
+from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
@@ -73,22 +74,10 @@ def generate(spark: SparkSession, problem: Problem, partitions: int) -> DataFram
         rows = batches.mapInArrow(
             partial(_rows, problem), "indices array<int>, values array<double>, label double"
         )
-        vector = F.udf(lambda i, v: _sparse_vector(problem.d, i, v), _vector_type())
+        vector = F.udf(partial(Vectors.sparse, problem.d), VectorUDT())
         return rows.select(vector("indices", "values").alias("features"), "label")
     rows = batches.mapInArrow(partial(_rows, problem), "values array<double>, label double")
     return rows.select(array_to_vector(F.col("values")).alias("features"), "label")
-
-
-def _vector_type() -> Any:
-    from pyspark.ml.linalg import VectorUDT
-
-    return VectorUDT()
-
-
-def _sparse_vector(d: int, indices: list[int], values: list[float]) -> Any:
-    from pyspark.ml.linalg import Vectors
-
-    return Vectors.sparse(d, indices, values)
 
 
 def _rows(problem: Problem, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -187,10 +176,7 @@ def alternate(runs: dict[str, Callable[[], Any]], repeats: int) -> list[Line]:
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, int]]:
-    """Largest resident sizes, by kind of process, of this process and those below it, in MB.
-
-    Memory that workers map from block files counts as theirs, though they share it.
-    """
+    """Largest resident sizes, by kind of process, of this process and those below it, in MB."""
     peaks: dict[str, int] = {}
     done = threading.Event()
 

@@ -19,8 +19,9 @@ from pydantic import (
 from pyspark.ml.base import Estimator
 
 from mllib_ext.job import evaluation, yamlfile
-from mllib_ext.job.problems import ConfigError, Wrong, describe, did_you_mean, found, refuse
+from mllib_ext.job.problems import ConfigError, Wrong, describe, found, refuse
 from mllib_ext.job.stages import STAGES, find_class, params_of, wrong_stage
+from mllib_ext.names import did_you_mean
 
 SKLEARN = ("digits", "breast_cancer", "diabetes", "iris", "wine")
 # Formats that read files: they need a path, which can be looked for before Spark reads.

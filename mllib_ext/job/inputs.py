@@ -25,7 +25,7 @@ from pyspark.sql.types import (
 from mllib_ext import storage
 from mllib_ext.columns import Features, data_type, number, quoted
 from mllib_ext.job.config import FILES, JobConfig, Source, Split
-from mllib_ext.job.problems import did_you_mean
+from mllib_ext.names import did_you_mean
 
 # Row hashes fall into this many equal parts, of which `split.test` is a share.
 PARTS = 1 << 31

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import typing
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from mllib_ext.names import did_you_mean
 
 # pydantic's names of what it expected, in words; with the rule's value where there is one.
 EXPECTED = {
@@ -95,13 +96,6 @@ def found(value: Any) -> str:
             text = json.dumps(value, ensure_ascii=False)
             return text if len(text) <= 60 else text[:57] + '..."'
     return repr(value)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)``, or nothing where no name is near."""
-    by_case = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), by_case, n=1)
-    return f" (did you mean {by_case[close[0]]!r}?)" if close else ""
 
 
 def dotted(place: Iterable[str | int]) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 from pyspark.ml.base import Estimator, Transformer
 from pyspark.ml.param import Param, TypeConverters
 
-from mllib_ext.job.problems import Wrong, did_you_mean, found
+from mllib_ext.job.problems import Wrong, found
+from mllib_ext.names import did_you_mean
 
 KINDS: dict[Any, str] = {
     TypeConverters.toInt: "a whole number",

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from mllib_ext.job.problems import ConfigError, did_you_mean, dotted, found
+from mllib_ext.job.problems import ConfigError, dotted, found
+from mllib_ext.names import did_you_mean
 
 # Sections whose keys hold dots: the rest of a --set path is one key.
 DOTTED_KEYS = ("spark", "options")

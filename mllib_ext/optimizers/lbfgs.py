@@ -125,6 +125,6 @@ def two_loops(
 def _first(q: np.ndarray, factor: np.ndarray | None) -> np.ndarray:
     """The inverse Hessian before any correction times a vector; the identity without a sample."""
     if factor is None:
-        return q.copy()
+        return q
     solution: np.ndarray = scipy.linalg.cho_solve((factor, True), q, check_finite=False)
     return solution

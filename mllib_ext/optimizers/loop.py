@@ -8,7 +8,6 @@ rounds. No optimizer knows about callbacks, and nothing here knows about Spark.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 import math
 import time
@@ -16,6 +15,8 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
+
+from mllib_ext.names import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,7 @@ class Settings:
         known = self.tunables()
         for name in values:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                hint = did_you_mean(name, known)
                 raise ValueError(
                     f"setting {name!r}: expected one of {sorted(known)}, found {name!r}{hint}"
                 )
