@@ -107,6 +107,13 @@ class Coordinates:
         scaled[size:, size:] = H[d, :, d]
         return scaled
 
+    def pull_back_diagonal(self, parts: np.ndarray) -> np.ndarray:
+        """The diagonal of a Hessian, from sums (3, d, k) of curvature times x squared, x and 1."""
+        m = self.mean[:, None]
+        about_mean = parts[0] - 2 * m * parts[1] + m * m * parts[2]
+        diagonal = (np.square(self.inverse)[:, None] * about_mean).ravel()
+        return np.append(diagonal, parts[2, 0]) if self.fit_intercept else diagonal
+
     def _scaled(self, H: np.ndarray) -> np.ndarray:
         return self.inverse[:, None, None, None] * H * self.inverse[:, None]
 
@@ -176,36 +183,44 @@ class Objective:
 
     def value_gradient_hessian(self, v: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """``F(v)``, its gradient and its exact Hessian: one round."""
-        return self._second_order(v, every=1)
+        stage = partial(value_gradient_hessian, self.loss)
+        *sums, H = self.blocks.sum(stage, *self.coordinates.to_data(v))
+        return *self._penalised(v, *sums), self._curved(self.coordinates.pull_back_hessian(H))
 
     def value_gradient_curvature(
         self, v: np.ndarray
     ) -> tuple[float, np.ndarray, np.ndarray | None]:
         """``F(v)``, its gradient, and its Hessian from a sample of the rows: one round.
 
-        The sample is every m-th row of a block, two hundred rows for each parameter. A feature
-        that it hardly meets (a diagonal entry far below the others) counts as an average one.
+        The sample is every m-th row of a block, two hundred rows for each parameter. What it
+        may miss are features that few rows have. In sparse rows the diagonal is therefore that of
+        all rows where the sample's falls short (9 rounds in place of 25 on a9a four times over);
+        in dense ones an entry far below the others counts as an average one.
         None in place of a Hessian for more than :data:`CURVATURE_PARAMETERS`.
         """
         if len(v) > CURVATURE_PARAMETERS:
             return *self.value_and_gradient(v), None
-        every = max(1, self.blocks.n_rows // (SAMPLED_ROWS * len(v)))
-        value, gradient, H = self._second_order(v, every)
-        if every > 1:
-            diagonal = H.diagonal()
-            mean = diagonal.mean()
-            H[np.diag_indices(len(v))] = np.where(diagonal < 0.3 * mean, mean, diagonal)
-        return value, gradient, H
-
-    def _second_order(self, v: np.ndarray, every: int) -> tuple[float, np.ndarray, np.ndarray]:
-        stage = partial(value_gradient_hessian, self.loss)
+        every = self.blocks.n_rows // (SAMPLED_ROWS * len(v))
+        if every <= 1:
+            return self.value_gradient_hessian(v)
+        stage = partial(value_gradient_curvature, self.loss)
         here = self.coordinates.to_data(v)
-        value, by_coef, by_intercept, H = self.blocks.sum(stage, *here, every)
-        H = self.coordinates.pull_back_hessian(H) / self.blocks.weight_sum
+        *sums, H, whole = self.blocks.sum(stage, *here, every)
+        H = self.coordinates.pull_back_hessian(H)
+        diagonal = H.diagonal()
+        whole = self.coordinates.pull_back_diagonal(whole)
+        rare = diagonal < 0.3 * diagonal.mean()
+        better = np.where(rare & ~np.isfinite(whole), diagonal.mean(), diagonal)
+        H[np.diag_indices(len(v))] = np.fmax(better, whole)
+        return *self._penalised(v, *sums), self._curved(H)
+
+    def _curved(self, H: np.ndarray) -> np.ndarray:
+        """The Hessian of the mean, with that of the penalty."""
+        H /= self.blocks.weight_sum
         H[np.arange(self._n_coef), np.arange(self._n_coef)] += np.repeat(
             self.penalty.curvature(), self.coordinates.n_outputs
         )
-        return *self._penalised(v, value, by_coef, by_intercept), H
+        return H
 
     def hvp(self, v: np.ndarray, p: np.ndarray) -> np.ndarray:
         """The Hessian at ``v`` times ``p``, without the Hessian: one round."""
@@ -264,28 +279,53 @@ def value_and_gradient(
     loss: Loss, block: Block, coef: np.ndarray, intercept: Any
 ) -> tuple[Any, ...]:
     """Sums over the block's rows: loss (), gradient by coef (d,) or (d, k), by intercept."""
-    value, residual = loss.value_and_gradient(block.y, margins(block, coef, intercept))
+    return _first_order(loss, block, margins(block, coef, intercept))
+
+
+def value_gradient_hessian(
+    loss: Loss, block: Block, coef: np.ndarray, intercept: Any
+) -> tuple[Any, ...]:
+    """As :func:`value_and_gradient`, and the Hessian (d + 1, k, d + 1, k), intercepts last."""
+    z = margins(block, coef, intercept)
+    return *_first_order(loss, block, z), _hessian(block, _curvature(loss, block, z))
+
+
+def value_gradient_curvature(
+    loss: Loss, block: Block, coef: np.ndarray, intercept: Any, every: int
+) -> tuple[Any, ...]:
+    """As :func:`value_gradient_hessian`, with the Hessian of a sample of the rows.
+
+    The sample is each so manieth row, weighted for all. Besides, from all rows of a CSR block
+    (NaN for a dense one), sums (3, d, k) of curvature times x squared, x and 1.
+    """
+    z = margins(block, coef, intercept)
+    sums = _first_order(loss, block, z)
+    w = block.w[::every] * (block.n / len(block.w[::every]))
+    sample = replace(block, X=block.X[::every], y=block.y[::every], w=w)
+    H = _hessian(sample, _curvature(loss, sample, z[::every]))
+    d, k = H.shape[0] - 1, H.shape[1]
+    whole = np.full((3, d, k), np.nan)
+    if not isinstance(block.X, np.ndarray):  # a pass over what is stored, which is little
+        c = np.einsum("njj->nj", _curvature(loss, block, z))
+        squared = replace(block, X=block.X.power(2))
+        whole[0], whole[1] = _transposed_product(squared, c), _transposed_product(block, c)
+        whole[2] = c.sum(axis=0)
+    return *sums, H, whole
+
+
+def _first_order(loss: Loss, block: Block, z: np.ndarray) -> tuple[Any, ...]:
+    value, residual = loss.value_and_gradient(block.y, z)
     residual = (residual.T * block.w).T
     return value @ block.w, _transposed_product(block, residual), residual.sum(axis=0)
 
 
-def value_gradient_hessian(
-    loss: Loss, block: Block, coef: np.ndarray, intercept: Any, every: int = 1
-) -> tuple[Any, ...]:
-    """As :func:`value_and_gradient`, and the Hessian (d + 1, k, d + 1, k), intercepts last.
-
-    With ``every`` above 1 the Hessian is that of each so manieth row, weighted for all.
-    """
-    z = margins(block, coef, intercept)
-    value, residual = loss.value_and_gradient(block.y, z)
-    residual = (residual.T * block.w).T
-    sums = value @ block.w, _transposed_product(block, residual), residual.sum(axis=0)
-    if every > 1:
-        w = block.w[::every] * (block.n / len(block.w[::every]))
-        block, z = replace(block, X=block.X[::every], y=block.y[::every], w=w), z[::every]
+def _curvature(loss: Loss, block: Block, z: np.ndarray) -> np.ndarray:
+    """Of every row by its margins (n, k, k), times its weight."""
     curvature = (loss.curvature(block.y, z).T * block.w).T
-    if curvature.ndim == 1:
-        curvature = curvature[:, None, None]
+    return curvature[:, None, None] if curvature.ndim == 1 else curvature
+
+
+def _hessian(block: Block, curvature: np.ndarray) -> np.ndarray:
     d, k = block.X.shape[1], curvature.shape[1]
     H = np.empty((d + 1, k, d + 1, k))
     for i in range(k):
@@ -297,7 +337,7 @@ def value_gradient_hessian(
             H[:d, i, d, j] = H[d, i, :d, j] = _transposed_product(block, c)
             H[d, i, d, j] = c.sum()
             H[:, j, :, i] = H[:, i, :, j]  # both are symmetric
-    return *sums, H
+    return H
 
 
 def hessian_product(

@@ -183,6 +183,21 @@ def test_sampled_curvature_comes_with_the_exact_value_and_gradient_in_one_round(
     assert 0 < difference < 0.05  # 600 of the rows: entries of 0.25, off by 0.25 / sqrt(600) * 4
 
 
+@pytest.mark.parametrize("loss", [Logistic(), Multinomial(3)])
+def test_sampled_curvature_knows_the_features_that_few_sparse_rows_have(loss):
+    rng = np.random.default_rng(3)
+    k, X = loss.n_outputs, rng.standard_normal((9000, 3))
+    X[:, 2] = 0.0
+    X[1::1500, 2] = 2.0  # six rows, between those of any sample
+    data = Arrays.of(sp.csr_array(X), rng.integers(0, max(2, k), 9000), parts=1)
+    coordinates = Coordinates(X.mean(axis=0), X.std(axis=0), k, True)
+    objective = Objective(data, loss, coordinates, L2(0.0, np.ones(3)))
+    v = 0.1 * rng.standard_normal(4 * k)
+    sampled, exact = objective.value_gradient_curvature(v)[2].diagonal(), objective.hessian(v)
+    rare = slice(2 * k, 3 * k)
+    np.testing.assert_allclose(sampled[rare], exact.diagonal()[rare], rtol=1e-10)
+
+
 def test_sampled_curvature_of_too_many_parameters_is_left_out():
     coordinates = Coordinates(np.zeros(1100), np.ones(1100), 1, True)
     data = Arrays.of(np.ones((3, 1100)))
