@@ -11,13 +11,15 @@ from __future__ import annotations
 import gc
 import json
 import os
+import pickle
 import socket
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,19 @@ import scipy.sparse as sp
 from pyspark import TaskContext
 
 from mllib_ext.columns import BadRow, Features, Matrix, numbers
+from mllib_ext.partials import Merge, Stage, joined
 
 # A block's values stay in a core's share of the last-level cache between X @ w and X.T @ r.
 BLOCK_BYTES = 4 << 20
+# What a stage that runs ahead gives may ride with a handle up to here; executors cache it there.
+AHEAD_BYTES = 1 << 18
 # Enough rows to make a Python call's microseconds small, few enough to keep margins in L2.
 BLOCK_ROWS = 32_768
 
 HANDLE_SCHEMA = (
     "partition int, host string, path string, n_rows long, n_features int, weight_sum double, "
-    "n_bytes long, seconds double, ordered long, unordered long, fault string"
+    "n_bytes long, seconds double, ordered long, unordered long, sparse boolean, fault string, "
+    "ahead binary"
 )
 
 
@@ -69,6 +75,16 @@ class Block:
         """The number of rows."""
         return self.X.shape[0]
 
+    def freeze(self) -> None:
+        """Make all arrays read-only, as they are when they come out of a file."""
+        values = (self.X,) if isinstance(self.X, np.ndarray) else _parts(self.X)
+        for array in (*values, self.y, self.w, self.id):
+            array.flags.writeable = False
+
+
+def _parts(X: sp.csr_array) -> tuple[np.ndarray, ...]:
+    return X.data, X.indices, X.indptr
+
 
 @dataclass(frozen=True)
 class Handle:
@@ -89,24 +105,35 @@ class Handle:
     seconds: float
     ordered: int
     unordered: int
+    sparse: bool
     fault: str
 
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Handle:
+        """The handle in a row of :data:`HANDLE_SCHEMA`."""
+        return cls(*row[: len(fields(cls))])
+
     def same_rows(self, other: Handle) -> bool:
-        """Both hold the same rows, in any order."""
-        mine, theirs = ((h.n_rows, h.unordered, h.fault) for h in (self, other))
+        """Both hold the same rows in blocks of one kind, in any order."""
+        mine, theirs = ((h.n_rows, h.unordered, h.sparse, h.fault) for h in (self, other))
         return mine == theirs
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a block file holds: settled once on the driver for the whole data set."""
+    """What a block file holds: settled once on the driver for the whole data set.
+
+    ``ahead`` is a stage and its merge (None adds) that sees every block as it is written: the
+    first round over new data needs no second look at them.
+    """
 
     features: Features
-    sparse: bool
+    sparse: bool | None  # CSR or dense; None while each partition goes by its own first batch
     label: str | None
     weight: str | None
     id: str | None
     directory: str  # a name of its own below every executor's local directories
+    ahead: tuple[Stage, Merge | None] | None = None
 
 
 @cache
@@ -164,34 +191,39 @@ def write_partition(layout: Layout, batches: Iterator[pa.RecordBatch]) -> Iterat
         seconds=time.perf_counter() - began,
         ordered=writer.ordered,
         unordered=_signed(writer.unordered),
+        sparse=bool(writer.sparse),
         fault=fault,
     )
-    yield pa.RecordBatch.from_pylist([vars(handle)], schema=_handle_arrow_schema())
+    row = {**vars(handle), "ahead": writer.ahead() if not fault else None}
+    yield pa.RecordBatch.from_pylist([row], schema=_handle_arrow_schema())
 
 
 def local_directory(name: str, partition: int) -> Path:
     """This executor's directory of that name; partitions take its local disks in turn."""
     disks = os.environ["SPARK_LOCAL_DIRS"].split(",")
-    directory = Path(disks[partition % len(disks)]) / name
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
+    return Path(disks[partition % len(disks)]) / name
 
 
 class _Writer:
-    """Gathers Arrow batches of any size into blocks of :data:`BLOCK_BYTES`."""
+    """Cuts Arrow batches of any size into blocks of half :data:`BLOCK_BYTES` up to all of it."""
 
     def __init__(self, layout: Layout, path: Path) -> None:
         self.layout, self.path = layout, path
+        self.sparse = layout.sparse
         self.n_rows, self.n_features, self.weight_sum = 0, 0, 0.0
         self.ordered, self.unordered = 0, 0
         self._pending: list[tuple[Any, np.ndarray, np.ndarray, pa.Array]] = []
         self._file: Any = None
+        self._ahead: Any = None
+        self._written = 0
         self._codes: np.ndarray | None = None
 
     def add(self, batch: pa.RecordBatch) -> None:
         layout, arrays = self.layout, batch.columns
         d = self.n_features or None
-        X = layout.features.decode(self._features(arrays), d, layout.sparse)
+        if self.sparse is None:
+            self.sparse = layout.features.mostly_zero(self._features(arrays))
+        X = layout.features.decode(self._features(arrays), d, self.sparse)
         layout.features.refuse_non_finite(X)
         rest = iter(arrays[len(self._features(arrays)) :])
         y = w = np.empty(0)
@@ -210,24 +242,20 @@ class _Writer:
                 row = int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
                 raise BadRow(f"id column {layout.id!r}", "an id in every row", "null", row)
         self._sum_up(X, y, w, ids)
-        start = 0
-        while start < batch.num_rows:  # fill the pending block, write it when it is full
-            stop = min(batch.num_rows, start + self._room(X))
-            self._pending.append((X[start:stop], y[start:stop], w[start:stop], ids[start:stop]))
-            start = stop
-            if not self._room(X):
-                self._flush()
-
-    def _room(self, X: Matrix) -> int:
-        """Rows that the pending block may still take; 0 where it is full."""
+        self._pending.append((X, y, w, ids))
         n = sum(part[0].shape[0] for part in self._pending)
+        if 2 * n >= self._block_rows(X):
+            self._flush()
+
+    def _block_rows(self, X: Matrix) -> int:
+        """How many rows such as these a block may hold."""
         if isinstance(X, np.ndarray):
-            full = np.clip(BLOCK_BYTES // max(1, X.shape[1] * X.itemsize), 64, BLOCK_ROWS)
-            return int(full) - n
+            return int(np.clip(BLOCK_BYTES // (X.shape[1] * X.itemsize), 64, BLOCK_ROWS))
         # Each block of a sum adds dense vectors of d: the longer they, the more values share one.
         stored = sum(sparse.nnz for sparse, *_ in self._pending)
-        full = stored * 12 >= max(BLOCK_BYTES, 32 * X.shape[1])
-        return 0 if full else 4 * BLOCK_ROWS - n
+        n = sum(part[0].shape[0] for part in self._pending)
+        most = max(BLOCK_BYTES, 32 * X.shape[1]) * n // (12 * max(1, stored))
+        return int(np.clip(most, 64, 4 * BLOCK_ROWS))
 
     def _features(self, arrays: list[pa.Array]) -> list[pa.Array]:
         return arrays[:3] if self.layout.features.kind == "vector" else arrays[:1]
@@ -253,31 +281,56 @@ class _Writer:
         self.weight_sum += float(w.sum()) if self.layout.weight is not None else n
 
     def _flush(self) -> None:
+        """Write what is pending, in blocks of equal size."""
         Xs, ys, ws, ids = zip(*self._pending, strict=True)
+        most = self._block_rows(Xs[0])
         self._pending = []
+        if len(Xs) == 1:  # uncopied: large batches go to the file as they came
+            X, y, w, id = Xs[0], ys[0], ws[0], ids[0]
+        else:
+            X = sp.csr_array(sp.vstack(Xs, format="csr")) if self.sparse else np.concatenate(Xs)
+            y, w, id = np.concatenate(ys), np.concatenate(ws), pa.concat_arrays(ids)
+        n = X.shape[0]
+        cuts = np.linspace(0, n, -(-n // most) + 1).astype(int)
+        for start, stop in pairwise(cuts):
+            self._write(X[start:stop], y[start:stop], w[start:stop], id[start:stop])
+
+    def _write(self, X: Matrix, y: np.ndarray, w: np.ndarray, id: pa.Array) -> None:
         names, arrays = [], []
-        if self.layout.sparse:
-            X = sp.csr_array(sp.vstack(Xs, format="csr")) if len(Xs) > 1 else Xs[0]
+        if not isinstance(X, np.ndarray):
             indptr, indices = X.indptr.astype(np.int32), X.indices.astype(np.int32)
             names += ["indices", "values"]
             arrays += [pa.ListArray.from_arrays(indptr, values) for values in (indices, X.data)]
         else:
-            X = np.concatenate(Xs) if len(Xs) > 1 else np.ascontiguousarray(Xs[0])
             names.append("X")
-            arrays.append(pa.FixedSizeListArray.from_arrays(X.ravel(), X.shape[1]))
+            values = np.ascontiguousarray(X).ravel()
+            arrays.append(pa.FixedSizeListArray.from_arrays(values, X.shape[1]))
         if self.layout.label is not None:
             names.append("y")
-            arrays.append(pa.array(np.concatenate(ys)))
+            arrays.append(pa.array(y))
         if self.layout.weight is not None:
             names.append("w")
-            arrays.append(pa.array(np.concatenate(ws)))
+            arrays.append(pa.array(w))
         if self.layout.id is not None:
             names.append("id")
-            arrays.append(pa.concat_arrays(ids))
+            arrays.append(id)
         batch = pa.RecordBatch.from_arrays(arrays, names)
         if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = pa.ipc.new_stream(str(self.path), self._schema(batch))
         self._file.write_batch(batch)
+        if self.layout.ahead is not None:
+            n = X.shape[0]
+            weights = w if self.layout.weight is not None else _ones(n)
+            block = Block(X, y, weights, id.to_numpy(zero_copy_only=False), 0, self._written)
+            stage, merge = self.layout.ahead
+            self._ahead = joined(self._ahead, stage(block), merge)
+            self._written += n
+
+    def ahead(self) -> bytes | None:
+        """What the stage that ran ahead gave, for a handle to carry; None where it is too long."""
+        packed = pickle.dumps(self._ahead, protocol=5)
+        return packed if self._ahead is not None and len(packed) <= AHEAD_BYTES else None
 
     def _schema(self, batch: pa.RecordBatch) -> pa.Schema:
         return batch.schema.with_metadata({"n_features": json.dumps(self.n_features)})
@@ -329,7 +382,8 @@ def _signed(x: int) -> int:
 
 
 def _handle_arrow_schema() -> pa.Schema:
-    kinds = {"int": pa.int32(), "long": pa.int64(), "double": pa.float64(), "string": pa.string()}
+    kinds = {"int": pa.int32(), "long": pa.int64(), "double": pa.float64()}
+    kinds |= {"string": pa.string(), "boolean": pa.bool_(), "binary": pa.binary()}
     pairs = [field.split() for field in HANDLE_SCHEMA.split(",")]
     return pa.schema([(name, kinds[kind]) for name, kind in pairs])
 

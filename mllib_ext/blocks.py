@@ -17,46 +17,29 @@ it; nothing is ever added up without every partition.
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import shutil
-import tempfile
 import time
 import uuid
 import warnings
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial, reduce
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from pyspark import RDD, SparkContext, StorageLevel
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame
 
-from mllib_ext.blockfile import (
-    HANDLE_SCHEMA,
-    Handle,
-    Layout,
-    read_blocks,
-    spare_collector,
-    write_partition,
-)
-from mllib_ext.columns import Features, data_type, mostly_zero, number, quoted
+from mllib_ext import partials
+from mllib_ext.blas import one_thread
+from mllib_ext.blockfile import Block, Handle, Layout
+from mllib_ext.columns import Features, data_type, number, quoted
+from mllib_ext.executors import Executors, Shipment
+from mllib_ext.partials import Merge, Partial, Stage
 
 logger = logging.getLogger(__name__)
-
-Stage = Callable[..., tuple[Any, ...]]
-Merge = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
 
 # A missing file is looked for twice more (the task may have run on a machine that never had it);
 # data that changes under every rebuild is an error in its source.
 RETRIES = 2
 MAX_REBUILDS = 3
-# Up to here parameters ride in the task itself, which saves a broadcast's 10 ms a round.
-CLOSURE_BYTES = 1 << 18
 
 
 class DataChangedWarning(UserWarning):
@@ -97,17 +80,24 @@ class Blocks:
         The sum of the weights; the number of rows without a weight column.
     sparse : bool
         ``block.X`` is CSR in every block, or dense in every block.
+    on_driver : bool
+        The driver holds the blocks, and rounds run there.
     handles : tuple of Handle
         One a partition, in partition order.
     """
 
-    def __init__(self, executors: _Executors, layout: Layout) -> None:
+    handles: tuple[Handle, ...] = ()
+
+    def __init__(self, executors: Executors, layout: Layout, driver_bytes: int = 0) -> None:
         self._executors, self._layout = executors, layout
+        self._held: dict[int, list[Block]] | None = None
+        self._first: tuple[Any, ...] | None = None  # the answer to the round that ran ahead
         self._rounds: list[Round] = []
         self._warned_of_order = self._closed = False
-        self.handles: tuple[Handle, ...] = ()
         try:
             self._build()
+            if sum(h.n_bytes for h in self.handles) <= driver_bytes:
+                self._hold()
         except BaseException:
             self.close()
             raise
@@ -121,6 +111,8 @@ class Blocks:
         label: str | None = None,
         weight: str | None = None,
         id: str | None = None,
+        driver_bytes: int = 0,
+        ahead: tuple[Stage, Merge | None] | None = None,
     ) -> Blocks:
         """Convert a DataFrame: one pass over its rows.
 
@@ -131,6 +123,12 @@ class Blocks:
             A vector column, an ``array<float>`` or ``array<double>`` column, or numeric columns.
         label, weight, id : str, optional
             Columns to carry along. Weights are 0 or more.
+        driver_bytes : int
+            Blocks of so many bytes together, or fewer, are moved to the driver: a Spark job costs
+            more than a pass over a few megabytes. Rounds and results are the same.
+        ahead : tuple of (callable, callable or None)
+            The stage and merge of a round without parameters that is known to come first: it is
+            computed while the blocks are written, and its answer remembered.
 
         Raises
         ------
@@ -165,9 +163,10 @@ class Blocks:
         if id is not None:
             data_type(df.schema, id, "id")
             columns.append(quoted(id).alias("id"))
-        sparse = mostly_zero(df, resolved)
-        layout = Layout(resolved, sparse, label, weight, id, f"mllib_ext-{uuid.uuid4().hex}")
-        return cls(_Executors(spark, df.select(*columns), layout), layout)
+        name = f"mllib_ext-{uuid.uuid4().hex}"
+        layout = Layout(resolved, None, label, weight, id, name, ahead)
+        executors = Executors(spark, df.select(*columns), layout.directory)
+        return cls(executors, layout, driver_bytes)
 
     # --- what is known ---
 
@@ -185,11 +184,17 @@ class Blocks:
 
     @property
     def sparse(self) -> bool:
-        return self._layout.sparse
+        return bool(self._layout.sparse)
+
+    @property
+    def on_driver(self) -> bool:
+        return self._held is not None
 
     @property
     def n_tasks(self) -> int:
         """Tasks of a round: as many as run at once, or the number of partitions if less."""
+        if self.on_driver:
+            return 1
         return self._executors.n_tasks([handle.partition for handle in self.handles])
 
     @property
@@ -235,17 +240,20 @@ class Blocks:
     ) -> tuple[Any, ...]:
         if self._closed:
             raise RuntimeError("the blocks are closed: rounds run inside their with statement")
+        if self._first is not None and not parameters and (stage, merge) == self._layout.ahead:
+            return self._first
         began = time.perf_counter()
-        with self._executors.shipped(parameters) as shipment:
-            partials, bytes_down = self._gather(partial(_run, stage, merge, shipment), shipment)
-        values = [p.values for p in partials if p.values is not None]
-        join: Merge = merge or _add
-        total = reduce(join, values)
+        if self._held is not None:
+            parts, bytes_down = self._here(stage, merge, parameters), 0
+        else:
+            with self._executors.shipped(parameters) as shipment:
+                parts, bytes_down = self._gather(stage, merge, shipment)
+        result = partials.total([p.values for p in parts], merge)
         self._rounds.append(
             Round(
                 seconds=time.perf_counter() - began,
                 bytes_down=bytes_down,
-                bytes_up=sum(_nbytes(v) for v in values),
+                bytes_up=0 if self.on_driver else sum(partials.nbytes(p.values) for p in parts),
                 partitions=tuple(
                     PartitionReport(
                         p.handle.partition,
@@ -254,25 +262,40 @@ class Blocks:
                         p.handle.n_bytes,
                         p.seconds,
                     )
-                    for p in partials
+                    for p in parts
                 ),
             )
         )
-        return tuple(v[()] if isinstance(v, np.ndarray) and v.ndim == 0 else v for v in total)
+        return result
 
-    def _gather(self, task: _Task, shipment: _Shipment) -> tuple[list[_Partial], int]:
+    def _here(
+        self, stage: Stage, merge: Merge | None, parameters: tuple[Any, ...]
+    ) -> list[Partial]:
+        """One partial of every partition from the blocks that the driver holds."""
+        assert self._held is not None
+        with one_thread():
+            return [
+                partials.of_partition(h, self._held.get(h.partition, ()), stage, merge, parameters)
+                for h in self.handles
+            ]
+
+    def _gather(
+        self, stage: Stage, merge: Merge | None, shipment: Shipment
+    ) -> tuple[list[Partial], int]:
         """One partial of every partition, in partition order, and the bytes sent for them."""
         bytes_down = 0
         told = False  # that the rows changed
         for rebuilds in range(MAX_REBUILDS + 1):
             if rebuilds:
                 self._rebuild(told)
-            found: dict[int, _Partial] = {}
+            found: dict[int, Partial] = {}
             for attempt in range(1 + RETRIES):
                 missing = [h.partition for h in self.handles if h.partition not in found]
                 whole = len(missing) == len(self.handles)
                 bytes_down += shipment.n_bytes * self._executors.n_tasks(missing)
-                for answer in self._executors.run(task, None if whole else missing):
+                for answer in self._executors.run(
+                    stage, merge, shipment, None if whole else missing
+                ):
                     if answer.found:
                         found[answer.handle.partition] = answer
                 if told := self._other_rows(found.values()):
@@ -316,11 +339,13 @@ class Blocks:
     # --- lifetime ---
 
     def _build(self) -> None:
-        handles = self._executors.build()
-        fault = next((handle.fault for handle in handles if handle.fault), "")
-        if fault:
-            raise ValueError(fault)
-        handles.sort(key=lambda handle: handle.partition)
+        handles = self._write()
+        # Each partition was judged by its first rows; a stage meets one kind of block.
+        csr = sum(handle.n_rows for handle in handles if handle.sparse)
+        if self._layout.sparse is None:
+            self._layout = replace(self._layout, sparse=2 * csr > sum(h.n_rows for h in handles))
+            if any(h.n_rows and h.sparse != self._layout.sparse for h in handles):
+                handles = self._write()
         filled = [handle for handle in handles if handle.n_rows]
         where = self._layout.features.label
         if not filled:
@@ -337,6 +362,29 @@ class Blocks:
                 f"weight column {self._layout.weight!r}: expected a weight above 0, found none"
             )
         self.handles = tuple(handles)
+
+    def _write(self) -> list[Handle]:
+        found = self._executors.build(self._layout)
+        handles = [handle for handle, _ in found]
+        fault = next((handle.fault for handle in handles if handle.fault), "")
+        if fault:
+            raise ValueError(fault)
+        values = [pickle.loads(packed) if packed else None for _, packed in found]
+        complete = all(v is not None for h, v in zip(handles, values, strict=True) if h.n_rows)
+        self._first = None
+        if self._layout.ahead is not None and complete and any(h.n_rows for h in handles):
+            self._first = partials.total(values, self._layout.ahead[1])
+        return handles
+
+    def _hold(self) -> None:
+        """Move the blocks to the driver: one round; their files are deleted."""
+        blocks: list[Block] = self.reduce(_whole, _both)[0]
+        self.drain()
+        self._held = {}
+        for block in blocks:
+            block.freeze()  # as in a file that was read
+            self._held.setdefault(block.partition, []).append(block)
+        self._executors.close()
 
     def _rebuild(self, told: bool) -> None:
         logger.warning("block files were lost: building all blocks again")
@@ -355,7 +403,9 @@ class Blocks:
         """Delete the block files and let go of the cached handles."""
         if not self._closed:
             self._closed = True
-            self._executors.close()
+            if self._held is None:
+                self._executors.close()
+            self._held = None
 
     def __enter__(self) -> Blocks:
         return self
@@ -364,239 +414,9 @@ class Blocks:
         self.close()
 
 
-# --- on the executors ----------------------------------------------------------------------------
+def _whole(block: Block) -> tuple[list[Block]]:
+    return ([block],)
 
 
-@dataclass(frozen=True)
-class _Partial:
-    handle: Handle
-    found: bool  # the file was there
-    values: tuple[Any, ...] | None  # None for a partition without rows
-    seconds: float
-
-
-def _run(
-    stage: Stage, merge: Merge | None, shipment: _Shipment, rows: Iterator[Any]
-) -> Iterator[_Partial]:
-    """The work of one task: a partial for every handle that landed in it."""
-    spare_collector()
-    parameters = shipment.open()
-    for handle in [Handle(*row) for row in rows]:  # all input first: an unread one kills the worker
-        began = time.perf_counter()
-        values: tuple[Any, ...] | None = None
-        try:
-            for block in read_blocks(handle):
-                values = _joined(values, stage(block, *parameters), merge)
-        except FileNotFoundError:
-            yield _Partial(handle, False, None, 0.0)
-        else:
-            yield _Partial(handle, True, values, time.perf_counter() - began)
-
-
-def _joined(
-    total: tuple[Any, ...] | None, part: tuple[Any, ...], merge: Merge | None
-) -> tuple[Any, ...]:
-    if merge is not None:
-        return part if total is None else merge(total, part)
-    if total is None:
-        return tuple(_accumulator(value) for value in part)
-    for into, value in zip(total, part, strict=True):
-        np.add(into, value, out=into)
-    return total
-
-
-def _accumulator(value: Any) -> np.ndarray:
-    """A copy to add to: float64 whatever the precision of the block, integers as int64."""
-    array = np.asarray(value)
-    return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
-
-
-def _add(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a + b for a, b in zip(left, right, strict=True))
-
-
-def _nbytes(value: Any) -> int:
-    if isinstance(value, tuple | list):
-        return sum(map(_nbytes, value))
-    return int(getattr(value, "nbytes", 8))
-
-
-# --- the seam to Spark ---------------------------------------------------------------------------
-# Everything that needs a SparkContext. Another way to run a round (Spark Connect: the same stage
-# through mapInArrow, parameters by closure) is another class with these methods.
-
-_Task = Callable[[Iterable[Any]], Iterable[_Partial]]
-
-
-class _Shipment:
-    """Parameters on their way: in the task itself while small, as a broadcast otherwise."""
-
-    def __init__(self, context: SparkContext, parameters: tuple[Any, ...]) -> None:
-        packed = pickle.dumps(parameters, protocol=5)
-        self.n_bytes = len(packed)
-        self._broadcast = context.broadcast(packed) if self.n_bytes > CLOSURE_BYTES else None
-        self._packed = packed if self._broadcast is None else None
-
-    def open(self) -> tuple[Any, ...]:
-        packed = self._packed if self._broadcast is None else self._broadcast.value
-        parameters: tuple[Any, ...] = pickle.loads(packed)  # type: ignore[arg-type]
-        return parameters
-
-    def __enter__(self) -> _Shipment:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._broadcast is not None:
-            self._broadcast.destroy()  # unpersist would leave the driver's file
-
-
-class _Executors:
-    """Block files by RDD: handles cached where their files are, a round a job over them."""
-
-    def __init__(self, spark: SparkSession, source: DataFrame, layout: Layout) -> None:
-        self._context = spark.sparkContext
-        self._source, self._layout = source, layout
-        self._handles: RDD[Any] | None = None
-        self._grouped: RDD[Any] | None = None
-        self._placed: list[str] = []  # where the files stood when the handles were grouped
-        self._n_tasks = 1
-        _ship_package(self._context)
-
-    def build(self) -> list[Handle]:
-        """Write all files (again) and return their handles."""
-        self._unpersist()
-        written = self._source.mapInArrow(partial(write_partition, self._layout), HANDLE_SCHEMA)
-        # The writer sees its task's number, which is another one where lineage writes a lost
-        # partition again inside the task of a round.
-        numbered = written.withColumn("partition", F.spark_partition_id())
-        self._handles = numbered.rdd.persist(StorageLevel.MEMORY_AND_DISK)
-        handles = [Handle(*row) for row in self._handles.collect()]
-        self.group(handles)
-        return handles
-
-    def group(self, handles: Sequence[Handle], again: bool = False) -> None:
-        """Share the handles among the slots, each with others of its executor.
-
-        A task costs milliseconds: as many as run at once, whatever the number of partitions. Each
-        group is cached as one partition, since to fetch a hundred of them costs 10 ms a round.
-        """
-        paths = [handle.path for handle in handles]
-        if self._grouped is not None and paths == self._placed and not again:
-            return
-        assert self._handles is not None
-        self._ungroup()
-        # By executor first: coalesce alone evens out the groups, and to that end moves handles
-        # away from their files; below ten partitions it hardly looks where they are.
-        partitions: dict[Path | None, list[int]] = {}
-        for handle in handles:
-            executor = Path(handle.path).parent.parent if handle.path else None
-            partitions.setdefault(executor, []).append(handle.partition)
-        without_rows = partitions.pop(None, [])
-        if len(partitions) > 1:
-            next(iter(partitions.values())).extend(without_rows)
-            share = -(-_slots(self._context) // len(partitions))
-            parts = [self._pruned(p).coalesce(share) for p in partitions.values()]
-            grouped = self._context.union(parts)
-        else:
-            grouped = self._handles.coalesce(_slots(self._context))
-        self._grouped = grouped.persist(StorageLevel.MEMORY_AND_DISK)
-        self._placed = paths
-        self._n_tasks = self._grouped.getNumPartitions()
-
-    def _pruned(self, partitions: list[int]) -> RDD[Any]:
-        """Some partitions of the handles, where they are (PySpark has no name for it)."""
-        assert self._handles is not None
-        jvm: Any = self._context._jvm
-        wanted = jvm.PythonUtils.toSeq(partitions).toSet()  # in Scala a set is a predicate
-        jrdd = jvm.org.apache.spark.rdd.PartitionPruningRDD.create(
-            self._handles._jrdd.rdd(), wanted
-        )
-        return RDD(jrdd.toJavaRDD(), self._context, self._handles._jrdd_deserializer)
-
-    def shipped(self, parameters: tuple[Any, ...]) -> _Shipment:
-        return _Shipment(self._context, parameters)
-
-    def n_tasks(self, partitions: Sequence[int]) -> int:
-        return min(len(partitions), self._n_tasks)
-
-    def run(self, task: _Task, partitions: Sequence[int] | None) -> list[_Partial]:
-        """Run a task over the handles, or over those of some partitions."""
-        assert self._handles is not None
-        assert self._grouped is not None
-        if partitions is None:
-            return self._grouped.mapPartitions(task).collect()
-        return self._context.runJob(self._handles, task, list(partitions))
-
-    def close(self) -> None:
-        if self._context._jsc is None:  # stopped: Spark has deleted its local directories
-            return
-        delete = partial(_delete, self._layout.directory)
-        if self._context._jsc.sc().isLocal():
-            self._context.parallelize([0], 1).mapPartitions(delete).collect()
-        else:
-            wanted = {str(Path(path).parent.parent) for path in self._placed if path}
-            for _ in range(3):  # an executor may be busy; one that is gone took its files along
-                done: set[str] = set()
-                if self._grouped is not None and self._all_cached():
-                    # Over the handles, so that the tasks land where the files are.
-                    done.update(self._grouped.mapPartitions(delete).collect())
-                # Files whose handle is lost stand on any executor.
-                n = 4 * _slots(self._context)
-                done.update(self._context.parallelize(range(n), n).mapPartitions(delete).collect())
-                if wanted <= done:
-                    break
-        self._unpersist()
-
-    def _all_cached(self) -> bool:
-        """Whether a job over the handles would run without writing a file again."""
-        assert self._handles is not None
-        wanted = self._handles.id()
-        for info in self._context._jsc.sc().getRDDStorageInfo():
-            if info.id() == wanted:
-                return bool(info.numCachedPartitions() == self._handles.getNumPartitions())
-        return False
-
-    def _ungroup(self) -> None:
-        if self._grouped is not None:
-            self._grouped.unpersist()
-        self._grouped = None
-
-    def _unpersist(self) -> None:
-        self._ungroup()
-        if self._handles is not None:
-            self._handles.unpersist()
-        self._handles = None
-
-
-def _delete(name: str, rows: Iterable[Any]) -> list[str]:
-    """Delete this executor's directories of that name, and say where they would have been."""
-    for _ in rows:
-        pass
-    disks = os.environ["SPARK_LOCAL_DIRS"].split(",")
-    for disk in disks:
-        shutil.rmtree(Path(disk) / name, ignore_errors=True)
-    return disks
-
-
-def _slots(context: SparkContext) -> int:
-    """How many tasks run at once on the executors there are now."""
-    jvm = context._jsc.sc()
-    profile = jvm.resourceProfileManager().defaultResourceProfile()
-    return max(1, int(jvm.maxNumConcurrentTasks(profile)))
-
-
-def _ship_package(context: SparkContext) -> None:
-    """Give executors on other machines this package, unless spark-submit has sent it already."""
-    if context._jsc.sc().isLocal() or getattr(context, "_mllib_ext_shipped", False):
-        return
-    root = Path(__file__).parent
-    if root.is_dir():  # not inside a zip or PEX that was shipped with the job
-        archive = (
-            Path(tempfile.mkdtemp(prefix="mllib_ext-", dir=context._temp_dir)) / "mllib_ext.zip"
-        )
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as z:
-            for path in sorted(root.rglob("*")):
-                if path.is_file() and "__pycache__" not in path.parts:
-                    z.write(path, path.relative_to(root.parent))
-        context.addPyFile(str(archive))
-    context._mllib_ext_shipped = True  # type: ignore[attr-defined]
+def _both(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (left[0] + right[0],)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -219,6 +219,18 @@ class Features:
             return f"features column {self.names[j]!r}"
         return f"{self.label}, element {j}"
 
+    def mostly_zero(self, arrays: Sequence[pa.Array]) -> bool:
+        """Whether CSR takes less memory than dense rows, for a batch of :meth:`expressions`."""
+        if self.kind != "vector":
+            return False
+        declared, _, values = arrays
+        # A null row, whose size is null or -1, is refused when the rows are decoded.
+        stored = np.diff(values.offsets.to_numpy()).astype(np.int64)
+        sizes = declared.fill_null(-1).to_numpy(zero_copy_only=True)
+        total = np.where(sizes >= 0, sizes, stored).sum(dtype=np.int64)
+        # an int32 and a double an entry, against a double a place
+        return bool(12 * stored.sum() < 8 * total)
+
     def refuse_non_finite(self, X: Matrix) -> None:
         """BadRow at the first NaN or infinite value of ``X``."""
         if isinstance(X, np.ndarray):
@@ -237,25 +249,6 @@ class Features:
         raise BadRow(self.feature(int(j)), "finite numbers", str(value), int(row))
 
 
-def mostly_zero(df: DataFrame, features: Features, rows: int = 100) -> bool:
-    """Whether CSR takes less memory than dense rows, judged by the first ``rows`` of a DataFrame.
-
-    One choice for a whole data set: VectorAssembler mixes dense and sparse rows. Like
-    pyspark.ml, which reads a first row for the number of features, this runs the head of the plan.
-    """
-    if features.kind != "vector":
-        return False
-    size, _, values = features.expressions()
-    # A null row, whose size is null or -1, is refused when the rows are read.
-    stored_values = F.greatest(F.size(values), F.lit(0))
-    head = df.select(size.alias("size"), stored_values.alias("stored")).head(rows)
-    if not any(row["size"] is not None for row in head):
-        return False
-    stored = sum(row["stored"] for row in head)
-    total = sum(row["stored"] if row["size"] is None else row["size"] for row in head)
-    return 12 * stored < 8 * total  # an int32 and a double an entry, against a double a place
-
-
 def _unwrap_udt(column: Column) -> Column:
     """The struct behind a vector column (Spark has the function, classic PySpark no name for it).
 
@@ -264,7 +257,7 @@ def _unwrap_udt(column: Column) -> Column:
     from pyspark import SparkContext
 
     jvm: Any = SparkContext._active_spark_context._jvm  # type: ignore[union-attr]
-    java = jvm.org.apache.spark.sql.functions.unwrap_udt(column._jc)  # type: ignore[attr-defined]
+    java = jvm.functions.unwrap_udt(column._jc)  # type: ignore[attr-defined]
     return type(column)(java)  # type: ignore[call-arg]
 
 

@@ -13,18 +13,20 @@ from pyspark.ml.param.shared import HasSolver, HasStepSize
 from mllib_ext.base import HasCallbacks, HasFeatures
 from mllib_ext.blocks import Blocks
 from mllib_ext.losses import Loss
-from mllib_ext.objective import Coordinates, Objective, Shifted, Sums
+from mllib_ext.objective import (
+    CURVATURE_PARAMETERS,
+    SAMPLED_ROWS,
+    Coordinates,
+    Objective,
+    Shifted,
+    Sums,
+)
 from mllib_ext.optimizers import gd, lbfgs, newton
 from mllib_ext.optimizers.loop import Result
 from mllib_ext.optimizers.smooth import minimize
 from mllib_ext.penalties import L2
 
 MINIMIZERS: dict[str, ModuleType] = {"gd": gd, "l-bfgs": lbfgs, "newton": newton}
-
-# solver="auto" takes Newton up to so many parameters (classes included), and while an exact
-# Hessian costs a slot no more than a round's latency: docs/decisions/0002-solver-auto.md.
-NEWTON_PARAMETERS = 1024
-NEWTON_PRODUCTS = 5e8  # rows * parameters**2, for each slot
 
 
 class LinearParams(HasFeatures, HasSolver, HasStepSize):
@@ -151,10 +153,13 @@ class LinearEstimator(LinearParams, HasCallbacks):
 
 
 def auto_solver(blocks: Blocks, n_parameters: int) -> str:
-    """What ``solver="auto"`` means for a loss that is not quadratic."""
-    products = blocks.n_rows * n_parameters**2 / blocks.n_tasks
-    cheap = n_parameters <= NEWTON_PARAMETERS and products <= NEWTON_PRODUCTS
-    return "newton" if cheap else "l-bfgs"
+    """What ``solver="auto"`` means for a loss that is not quadratic.
+
+    Newton where L-BFGS would take all rows for its sample of the Hessian, as it is exact at the
+    same price: docs/decisions/0002-solver-auto.md.
+    """
+    few = n_parameters <= CURVATURE_PARAMETERS and blocks.n_rows < 2 * SAMPLED_ROWS * n_parameters
+    return "newton" if few else "l-bfgs"
 
 
 def _about_their_mean(blocks: Blocks, coordinates: Coordinates) -> tuple[Sums, Coordinates]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mllib_ext.columns import Matrix
 
 # A CSR block is made dense this many bytes at a time where a product of few columns is wanted.
-DENSE_SLICE_BYTES = 4 << 20
+DENSE_SLICE_BYTES = 1 << 20
 # Below this many columns a dense product beats a sparse one at any density worth storing as CSR.
 DENSE_COLUMNS = 512
 
@@ -99,19 +99,21 @@ def merge(left: Moments, right: Moments) -> Moments:
 
 def weighted_gram(X: Matrix, w: np.ndarray) -> np.ndarray:
     """``X.T @ diag(w) @ X`` as float64, shape (d, d), for weights of 0 or more."""
-    root = np.sqrt(w)
+    root = np.sqrt(w).astype(X.dtype)
     if isinstance(X, np.ndarray):
-        A = X * root[:, None].astype(X.dtype)  # (n, d)
+        A = X * root[:, None]  # (n, d)
         return (A.T @ A).astype(np.float64)  # one symmetric product: NumPy sees that it is
     n, d = X.shape
+    data = X.data * np.repeat(root, np.diff(X.indptr))
+    A = sp.csr_array((data, X.indices, X.indptr), shape=X.shape)
     if d > DENSE_COLUMNS:
-        A = X.multiply(root[:, None]).tocsr()
-        gram: np.ndarray = (A.T @ A).toarray()
-        return gram
+        return (A.T @ A).toarray().astype(np.float64)
     gram = np.zeros((d, d))
-    step = max(1, DENSE_SLICE_BYTES // (8 * d))
-    for start in range(0, n, step):
-        gram += weighted_gram(X[start : start + step].toarray(), w[start : start + step])
+    rows = min(n, max(1, DENSE_SLICE_BYTES // (8 * d)))
+    dense = np.empty((rows, d), X.dtype)  # one for all: fresh pages cost more than the product
+    for start in range(0, n, rows):
+        D = A[start : start + rows].toarray(out=dense[: n - start])
+        gram += D.T @ D
     return gram
 
 

@@ -19,20 +19,21 @@ import psutil
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
-from mllib_ext import blocks as engine
+from mllib_ext import executors as seam
 from mllib_ext.blockfile import Handle
-from mllib_ext.blocks import CLOSURE_BYTES, Blocks
+from mllib_ext.blocks import Blocks
+from mllib_ext.executors import CLOSURE_BYTES
 
 N, D, PARTITIONS = 6_000, 3, 6
 LARGE = np.zeros(CLOSURE_BYTES // 4)
-run_anywhere = engine._run
+run_anywhere = seam.run_stage
 
 
 def run_here(stage, merge, shipment, rows):
     """A round in which an executor finds its own files alone, as on a machine of its own."""
     mine = os.environ["SPARK_LOCAL_DIRS"].split(",")
     found = []
-    for handle in [Handle(*row) for row in rows]:
+    for handle in [Handle.of(row) for row in rows]:
         elsewhere = handle.path and not handle.path.startswith(tuple(mine))
         path = f"{handle.path}.elsewhere" if elsewhere else handle.path
         found.append(astuple(replace(handle, path=path)))
@@ -151,7 +152,7 @@ def speculation(spark, workers):
 
 def main(master, scenario, *workers):
     warnings.simplefilter("error")
-    engine._run = run_here
+    seam.run_stage = run_here
     builder = SparkSession.builder.master(master).appName(f"mllib_ext {scenario}")
     conf = {
         "spark.ui.enabled": "false",

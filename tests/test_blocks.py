@@ -24,8 +24,11 @@ from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from mllib_ext import blocks as engine
-from mllib_ext.blocks import CLOSURE_BYTES, Blocks, DataChangedWarning
+from mllib_ext import executors
+from mllib_ext.blockfile import Handle
+from mllib_ext.blocks import Blocks, DataChangedWarning
+from mllib_ext.executors import CLOSURE_BYTES
+from mllib_ext.partials import Partial
 
 LARGE = np.zeros(CLOSURE_BYTES // 4)  # a parameter that travels as a broadcast
 
@@ -288,12 +291,12 @@ def test_a_lost_handle_is_written_again_under_its_own_number(spark, partition):
 
 def all_missing(stage, merge, shipment, rows):
     for row in list(rows):
-        yield engine._Partial(engine.Handle(*row), False, None, 0.0)
+        yield Partial(Handle.of(row), False, None, 0.0)
 
 
 def test_files_that_stay_away_are_an_error_and_never_a_part_of_the_sum(spark, monkeypatch):
     with Blocks.of(frame(spark, 100, 3), "x") as blocks:
-        monkeypatch.setattr(engine, "_run", all_missing)
+        monkeypatch.setattr(executors, "run_stage", all_missing)
         with pytest.raises(RuntimeError, match="block files went missing or changed under"):
             blocks.sum(count)
         assert blocks.drain() == ()
@@ -708,6 +711,96 @@ def test_data_behind_a_shuffle_under_adaptive_execution(spark):
             again = blocks.sum(total)
         assert again[0] == pytest.approx(first[0])
         assert again[1] == first[1] == 2_000
+
+
+# --- small data on the driver, and the round that runs ahead ------------------------------------
+
+
+def merged(left, right):
+    return tuple(a + b for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_small_data_give_the_same_bits_on_the_driver(spark, sparse):
+    if sparse:
+        _, vectors = sparse_rows(900, 12, np.random.default_rng(1))
+        df = vector_frame(spark, vectors, 3).selectExpr("features x", "1.5D y", "2D w", "7L id")
+    else:
+        df = frame(spark, 1_000, 5, empty=1)
+    given = {"label": "y", "weight": "w", "id": "id"}
+    with (
+        Blocks.of(df, "x", **given) as there,
+        Blocks.of(df, "x", **given, driver_bytes=1 << 20) as here,
+    ):
+        assert (there.on_driver, here.on_driver) == (False, True)
+        assert not any(os.path.exists(handle.path) for handle in here.handles if handle.path)
+        assert here.drain() == (), "no round of the user's"
+        for ours, theirs in zip(collected(here), collected(there), strict=True):
+            np.testing.assert_equal(ours, theirs)
+        for ours, theirs in zip(here.sum(moments), there.sum(moments), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        _, here_round = here.drain()
+        _, there_round = there.drain()
+        assert [p.rows for p in here_round.partitions] == [p.rows for p in there_round.partitions]
+        assert (here_round.bytes_down, here_round.bytes_up) == (0, 0)
+        with pytest.raises(ValueError, match="read-only"):
+            here.sum(overwriting)
+    with pytest.raises(RuntimeError, match="the blocks are closed"):
+        here.sum(count)
+
+
+def overwriting(block):
+    (block.X if isinstance(block.X, np.ndarray) else block.X.data)[:] = 0.0
+    return (0,)
+
+
+def test_data_above_the_limit_stay_on_the_executors(spark):
+    df = frame(spark, 1_000, 2)
+    with Blocks.of(df, "x") as blocks:
+        n_bytes = sum(handle.n_bytes for handle in blocks.handles)
+    for limit, expected in ((n_bytes - 1, False), (n_bytes, True)):
+        with Blocks.of(df, "x", driver_bytes=limit) as blocks:
+            assert blocks.on_driver is expected
+            assert blocks.sum(count) == (1_000,)
+
+
+@pytest.mark.parametrize("driver_bytes", [0, 1 << 20])
+def test_the_round_that_ran_ahead_costs_no_job_and_gives_the_same(spark, driver_bytes):
+    df = frame(spark, 100_000, 5, empty=1)
+    given = {"label": "y", "weight": "w"}
+    with (
+        Blocks.of(df, "x", **given) as later,
+        Blocks.of(df, "x", **given, driver_bytes=driver_bytes, ahead=(moments, merged)) as ahead,
+    ):
+        first = ahead.reduce(moments, merged)
+        assert ahead.drain() == ()
+        for ours, theirs in zip(first, later.reduce(moments, merged), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert ahead.sum(count) == (100_000,), "other rounds are as ever"
+        assert len(ahead.drain()) == 1
+
+
+def wide(block):
+    return (np.full(100_000, block.n),)
+
+
+def test_an_answer_too_long_to_ride_with_a_handle_takes_a_round(spark):
+    with Blocks.of(frame(spark, 100, 2), "x", ahead=(wide, None)) as blocks:
+        assert blocks.sum(wide)[0].tolist() == [100] * 100_000
+        assert len(blocks.drain()) == 1
+
+
+def test_what_ran_ahead_is_that_of_the_rows_after_a_rebuild(spark, source):
+    df, state = source
+    with Blocks.of(df, "x", ahead=(count, None)) as blocks:
+        assert blocks.sum(count) == (400,)
+        state.write_text("short")
+        lose_handles(spark, blocks)
+        with pytest.warns(DataChangedWarning):
+            blocks.sum(total)
+        blocks.drain()
+        assert blocks.sum(count) == (396,)
+        assert blocks.drain() == ()
 
 
 # --- reports and reduce -----------------------------------------------------------------------

@@ -249,7 +249,8 @@ class LogisticRegression(
         self._refuse_thresholds()
         data_type(dataset.schema, self.getLabelCol(), "label")
         declared = _declared_classes(dataset, self.getLabelCol())
-        with training_blocks(self, dataset) as blocks:
+        ahead = (class_moments, merge_class_moments)
+        with training_blocks(self, dataset, ahead) as blocks:
             return self._fit_blocks(blocks, declared)
 
     def _fit_blocks(self, blocks: Blocks, declared: int | None = None) -> LogisticRegressionModel:

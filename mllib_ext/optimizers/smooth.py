@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mllib_ext.blas import one_thread
 from mllib_ext.optimizers.line_search import Differentiable
 from mllib_ext.optimizers.loop import Callback, Result, Settings, State, iterate, setting
 
@@ -77,5 +78,6 @@ def minimize(
             return state
         return method.start(objective(new.reg_param), state.v, new)
 
-    state = method.start(objective(settings.reg_param), v, settings)
-    return iterate(step, state, settings, callbacks, changed=changed, drain=drain)
+    with one_thread():
+        state = method.start(objective(settings.reg_param), v, settings)
+        return iterate(step, state, settings, callbacks, changed=changed, drain=drain)

@@ -1,0 +1,247 @@
+"""The seam to Spark: everything about a data set's blocks that needs a SparkContext.
+
+Block files are written by a DataFrame's tasks, their handles cached as an RDD on the executors
+that hold the files, and a round is a job over the handles. Another way to run a round (Spark
+Connect: the same stage through ``mapInArrow``, parameters by closure) is another class with the
+methods of :class:`Executors`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyspark import RDD, SparkContext, StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from mllib_ext.blockfile import (
+    HANDLE_SCHEMA,
+    Handle,
+    Layout,
+    read_blocks,
+    spare_collector,
+    write_partition,
+)
+from mllib_ext.partials import Merge, Partial, Stage, of_partition
+
+# Up to here parameters ride in the task itself, which saves a broadcast's 10 ms a round.
+CLOSURE_BYTES = 1 << 18
+
+Task = Callable[[Iterable[Any]], Iterable[Partial]]
+
+
+def run_stage(
+    stage: Stage, merge: Merge | None, shipment: Shipment, rows: Iterator[Any]
+) -> Iterator[Partial]:
+    """The work of one task: a partial for every handle that landed in it."""
+    spare_collector()
+    parameters = shipment.open()
+    for handle in [
+        Handle.of(row) for row in rows
+    ]:  # all input first: an unread one kills the worker
+        yield of_partition(handle, read_blocks(handle), stage, merge, parameters)
+
+
+class Shipment:
+    """Parameters on their way: in the task itself while small, as a broadcast otherwise."""
+
+    def __init__(self, context: SparkContext, parameters: tuple[Any, ...]) -> None:
+        packed = pickle.dumps(parameters, protocol=5)
+        self.n_bytes = len(packed)
+        self._broadcast = context.broadcast(packed) if self.n_bytes > CLOSURE_BYTES else None
+        self._packed = packed if self._broadcast is None else None
+
+    def open(self) -> tuple[Any, ...]:
+        packed = self._packed if self._broadcast is None else self._broadcast.value
+        parameters: tuple[Any, ...] = pickle.loads(packed)  # type: ignore[arg-type]
+        return parameters
+
+    def __enter__(self) -> Shipment:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._broadcast is not None:
+            self._broadcast.destroy()  # unpersist would leave the driver's file
+
+
+class Executors:
+    """Block files by RDD: handles cached where their files are, a round a job over them."""
+
+    def __init__(self, spark: SparkSession, source: DataFrame, directory: str) -> None:
+        self._context = spark.sparkContext
+        self._source, self._directory = source, directory
+        self._handles: RDD[Any] | None = None
+        self._grouped: RDD[Any] | None = None
+        self._placed: list[str] = []  # where the files stood when the handles were grouped
+        self._known: set[Path] = set()  # directories of all files that were told of
+        self._n_tasks = 1
+        _ship_package(self._context)
+
+    def build(self, layout: Layout) -> list[tuple[Handle, bytes | None]]:
+        """Write all files (again): their handles and what ran ahead, in partition order."""
+        self._unpersist()
+        self._known.add(Path())  # a failure leaves files that nobody told of
+        written = self._source.mapInArrow(partial(write_partition, layout), HANDLE_SCHEMA)
+        # The writer sees its task's number, which is another one where lineage writes a lost
+        # partition again inside the task of a round.
+        numbered = written.withColumn("partition", F.spark_partition_id())
+        self._handles = numbered.rdd.persist(StorageLevel.MEMORY_AND_DISK)
+        rows = sorted(self._handles.collect(), key=lambda row: row.partition)
+        self._known.discard(Path())
+        found = [(Handle.of(row), row.ahead) for row in rows]
+        self.group([handle for handle, _ in found])
+        return found
+
+    def group(self, handles: Sequence[Handle], again: bool = False) -> None:
+        """Share the handles among the slots, each with others of its executor.
+
+        A task costs milliseconds: as many as run at once, whatever the number of partitions. Each
+        group is cached as one partition, since to fetch a hundred of them costs 10 ms a round.
+        """
+        paths = [handle.path for handle in handles]
+        if self._grouped is not None and paths == self._placed and not again:
+            return
+        assert self._handles is not None
+        self._ungroup()
+        # By executor first: coalesce alone evens out the groups, and to that end moves handles
+        # away from their files; below ten partitions it hardly looks where they are.
+        partitions: dict[Path | None, list[int]] = {}
+        for handle in handles:
+            executor = Path(handle.path).parent.parent if handle.path else None
+            partitions.setdefault(executor, []).append(handle.partition)
+        without_rows = partitions.pop(None, [])
+        if len(partitions) > 1:
+            next(iter(partitions.values())).extend(without_rows)
+            share = -(-_slots(self._context) // len(partitions))
+            parts = [self._pruned(p).coalesce(share) for p in partitions.values()]
+            grouped = self._context.union(parts)
+        else:
+            grouped = self._handles.coalesce(_slots(self._context))
+        self._grouped = grouped.map(_bare).persist(StorageLevel.MEMORY_AND_DISK)
+        self._placed = paths
+        self._known.update(Path(path).parent for path in paths if path)
+        self._n_tasks = self._grouped.getNumPartitions()
+
+    def _pruned(self, partitions: list[int]) -> RDD[Any]:
+        """Some partitions of the handles, where they are (PySpark has no name for it)."""
+        assert self._handles is not None
+        jvm: Any = self._context._jvm
+        wanted = jvm.PythonUtils.toSeq(partitions).toSet()  # in Scala a set is a predicate
+        jrdd = jvm.org.apache.spark.rdd.PartitionPruningRDD.create(
+            self._handles._jrdd.rdd(), wanted
+        )
+        return RDD(jrdd.toJavaRDD(), self._context, self._handles._jrdd_deserializer)
+
+    def shipped(self, parameters: tuple[Any, ...]) -> Shipment:
+        return Shipment(self._context, parameters)
+
+    def n_tasks(self, partitions: Sequence[int]) -> int:
+        return min(len(partitions), self._n_tasks)
+
+    def run(
+        self,
+        stage: Stage,
+        merge: Merge | None,
+        shipment: Shipment,
+        partitions: Sequence[int] | None,
+    ) -> list[Partial]:
+        """Run a stage over the handles, or over those of some partitions."""
+        task: Task = partial(run_stage, stage, merge, shipment)
+        assert self._handles is not None
+        assert self._grouped is not None
+        if partitions is None:
+            return self._grouped.mapPartitions(task).collect()
+        return self._context.runJob(self._handles, task, list(partitions))
+
+    def close(self) -> None:
+        if self._context._jsc is None:  # stopped: Spark has deleted its local directories
+            return
+        if self._context._jsc.sc().isLocal() and Path() not in self._known:
+            for directory in self._known:  # on this machine: no job is needed
+                shutil.rmtree(directory, ignore_errors=True)
+            self._unpersist()
+            return
+        delete = partial(_delete, self._directory)
+        if self._context._jsc.sc().isLocal():
+            self._context.parallelize([0], 1).mapPartitions(delete).collect()
+        else:
+            wanted = {str(Path(path).parent.parent) for path in self._placed if path}
+            for _ in range(3):  # an executor may be busy; one that is gone took its files along
+                done: set[str] = set()
+                if self._grouped is not None and self._all_cached():
+                    # Over the handles, so that the tasks land where the files are.
+                    done.update(self._grouped.mapPartitions(delete).collect())
+                # Files whose handle is lost stand on any executor.
+                n = 4 * _slots(self._context)
+                done.update(self._context.parallelize(range(n), n).mapPartitions(delete).collect())
+                if wanted <= done:
+                    break
+        self._unpersist()
+
+    def _all_cached(self) -> bool:
+        """Whether a job over the handles would run without writing a file again."""
+        assert self._handles is not None
+        wanted = self._handles.id()
+        for info in self._context._jsc.sc().getRDDStorageInfo():
+            if info.id() == wanted:
+                return bool(info.numCachedPartitions() == self._handles.getNumPartitions())
+        return False
+
+    def _ungroup(self) -> None:
+        if self._grouped is not None:
+            self._grouped.unpersist()
+        self._grouped = None
+
+    def _unpersist(self) -> None:
+        self._ungroup()
+        if self._handles is not None:
+            self._handles.unpersist()
+        self._handles = None
+
+
+def _bare(row: Any) -> tuple[Any, ...]:
+    """A handle's row without what ran ahead."""
+    return astuple(Handle.of(row))
+
+
+def _delete(name: str, rows: Iterable[Any]) -> list[str]:
+    """Delete this executor's directories of that name, and say where they would have been."""
+    for _ in rows:
+        pass
+    disks = os.environ["SPARK_LOCAL_DIRS"].split(",")
+    for disk in disks:
+        shutil.rmtree(Path(disk) / name, ignore_errors=True)
+    return disks
+
+
+def _slots(context: SparkContext) -> int:
+    """How many tasks run at once on the executors there are now."""
+    jvm = context._jsc.sc()
+    profile = jvm.resourceProfileManager().defaultResourceProfile()
+    return max(1, int(jvm.maxNumConcurrentTasks(profile)))
+
+
+def _ship_package(context: SparkContext) -> None:
+    """Give executors on other machines this package, unless spark-submit has sent it already."""
+    if context._jsc.sc().isLocal() or getattr(context, "_mllib_ext_shipped", False):
+        return
+    root = Path(__file__).parent
+    if root.is_dir():  # not inside a zip or PEX that was shipped with the job
+        archive = (
+            Path(tempfile.mkdtemp(prefix="mllib_ext-", dir=context._temp_dir)) / "mllib_ext.zip"
+        )
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as z:
+            for path in sorted(root.rglob("*")):
+                if path.is_file() and "__pycache__" not in path.parts:
+                    z.write(path, path.relative_to(root.parent))
+        context.addPyFile(str(archive))
+    context._mllib_ext_shipped = True  # type: ignore[attr-defined]
