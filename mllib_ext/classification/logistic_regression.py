@@ -40,10 +40,15 @@ from mllib_ext.columns import Matrix, data_type
 from mllib_ext.linear import LinearEstimator, LinearParams, auto_solver, fit_linear
 from mllib_ext.losses import Logistic, Multinomial, sigmoid, softmax
 from mllib_ext.moments import Summary, merge, moments
+from mllib_ext.summaries import HasLogisticRegressionSummary
 
 
 class LogisticRegressionModel(  # type: ignore[misc]
-    Trained, LinearParams, ProbabilisticClassificationModel, _LogisticRegressionParams
+    HasLogisticRegressionSummary,
+    Trained,
+    LinearParams,
+    ProbabilisticClassificationModel,
+    _LogisticRegressionParams,
 ):
     """Model fitted by :class:`LogisticRegression`.
 
@@ -251,7 +256,7 @@ class LogisticRegression(
         declared = _declared_classes(dataset, self.getLabelCol())
         ahead = (class_moments, merge_class_moments)
         with training_blocks(self, dataset, ahead) as blocks:
-            return self._fit_blocks(blocks, declared)
+            return self._fit_blocks(blocks, declared)._trained_on(dataset)
 
     def _fit_blocks(self, blocks: Blocks, declared: int | None = None) -> LogisticRegressionModel:
         """Fit on blocks that are there already; ``declared`` classes, where metadata tell."""

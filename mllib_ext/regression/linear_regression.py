@@ -39,6 +39,7 @@ from mllib_ext.losses import SquaredError
 from mllib_ext.moments import Summary, comoments, merge, moments
 from mllib_ext.objective import Coordinates
 from mllib_ext.optimizers.newton import solve
+from mllib_ext.summaries import HasLinearRegressionSummary, inverse_diagonal
 
 # pyspark.ml solves up to here by normal equations, and standardises by population variances then.
 NORMAL_FEATURES = 4096
@@ -47,7 +48,11 @@ GRAM_FEATURES = 1024
 
 
 class LinearRegressionModel(  # type: ignore[misc]
-    Trained, LinearParams, RegressionModel[Vector], _LinearRegressionParams
+    HasLinearRegressionSummary,
+    Trained,
+    LinearParams,
+    RegressionModel[Vector],
+    _LinearRegressionParams,
 ):
     """Model fitted by :class:`LinearRegression`.
 
@@ -180,7 +185,7 @@ class LinearRegression(
             {"loss": "squaredError", "epsilon": 1.35}, ("auto", "normal", "l-bfgs", "newton", "gd")
         )
         with training_blocks(self, dataset) as blocks:
-            return self._fit_blocks(blocks)
+            return self._fit_blocks(blocks)._trained_on(dataset)
 
     def _fit_blocks(self, blocks: Blocks) -> LinearRegressionModel:
         """Fit on blocks that are there already."""
@@ -219,7 +224,12 @@ class LinearRegression(
         gram[np.diag_indices(d)] += strength * weights
         coef = inverse * solve(gram, inverse * products[:d, d])
         intercept = label_mean - mean @ coef if self.getFitIntercept() else 0.0
-        return LinearRegressionModel(coef, intercept)._trained(self, None, "closed_form")
+        model = LinearRegressionModel(coef, intercept)._trained(self, None, "closed_form")
+        scaled_mean = inverse * mean if self.getFitIntercept() else None
+        model._inverse_diagonal = inverse_diagonal(
+            gram, deviation[:d], summary.weight_sum, scaled_mean
+        )
+        return model
 
     def _minimize(self, blocks: Blocks) -> LinearRegressionModel:
         summary = Summary(*blocks.reduce(moments_with_label, merge))
