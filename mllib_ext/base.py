@@ -29,11 +29,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 
-from mllib_ext.blocks import Blocks
 from mllib_ext.columns import Features, Matrix
 from mllib_ext.names import did_you_mean
 from mllib_ext.optimizers.loop import Callback, Record, Result
-from mllib_ext.partials import Merge, Stage
 
 # --- columns in ------------------------------------------------------------------------------
 
@@ -97,28 +95,6 @@ class HasCallbacks:
     def getCallbacks(self) -> tuple[Callback, ...]:
         """The callbacks."""
         return self._callbacks
-
-
-# A pass over so many bytes takes a core a fraction of a Spark job's 25 ms.
-DRIVER_BYTES = 16 << 20
-
-
-def training_blocks(
-    estimator: Any, dataset: DataFrame, ahead: tuple[Stage, Merge | None] | None = None
-) -> Blocks:
-    """The blocks of a supervised estimator's features, label and weight columns.
-
-    ``ahead`` is the round that the fit begins with (:meth:`mllib_ext.blocks.Blocks.of`).
-    """
-    weighted = estimator.isDefined("weightCol") and estimator.getOrDefault("weightCol")
-    return Blocks.of(
-        dataset,
-        estimator._features(),
-        label=estimator.getLabelCol(),
-        weight=estimator.getWeightCol() if weighted else None,
-        driver_bytes=DRIVER_BYTES,
-        ahead=ahead,
-    )
 
 
 # --- a fitted model --------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ import scipy.sparse as sp
 from pyspark import TaskContext
 
 from mllib_ext.columns import BadRow, Features, Matrix, numbers
-from mllib_ext.partials import Merge, Stage, joined
+from mllib_ext.partials import Merge, Stage, joined, nbytes
 
 # A block's values stay in a core's share of the last-level cache between X @ w and X.T @ r.
 BLOCK_BYTES = 4 << 20
@@ -326,11 +326,12 @@ class _Writer:
             stage, merge = self.layout.ahead
             self._ahead = joined(self._ahead, stage(block), merge)
             self._written += n
+            if nbytes(self._ahead) > AHEAD_BYTES:
+                self.layout, self._ahead = replace(self.layout, ahead=None), None
 
     def ahead(self) -> bytes | None:
         """What the stage that ran ahead gave, for a handle to carry; None where it is too long."""
-        packed = pickle.dumps(self._ahead, protocol=5)
-        return packed if self._ahead is not None and len(packed) <= AHEAD_BYTES else None
+        return None if self._ahead is None else pickle.dumps(self._ahead, protocol=5)
 
     def _schema(self, batch: pa.RecordBatch) -> pa.Schema:
         return batch.schema.with_metadata({"n_features": json.dumps(self.n_features)})

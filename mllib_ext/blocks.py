@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import threading
 import time
 import uuid
 import warnings
@@ -70,6 +71,13 @@ class Round:
     partitions: tuple[PartitionReport, ...]
 
 
+class _Rounds(threading.local):
+    """Fits of a grid may share blocks, each in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.reports: list[Round] = []
+
+
 class Blocks:
     """A data set converted once to blocks on executor-local disk. Use it in a ``with``.
 
@@ -84,15 +92,25 @@ class Blocks:
         The driver holds the blocks, and rounds run there.
     handles : tuple of Handle
         One a partition, in partition order.
+    label_metadata : dict
+        What the DataFrame's schema says of the label column.
     """
 
     handles: tuple[Handle, ...] = ()
 
-    def __init__(self, executors: Executors, layout: Layout, driver_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        executors: Executors,
+        layout: Layout,
+        driver_bytes: int = 0,
+        label_metadata: dict[str, Any] | None = None,
+    ) -> None:
         self._executors, self._layout = executors, layout
+        self.label_metadata = label_metadata or {}
+        self._lock = threading.RLock()
         self._held: dict[int, list[Block]] | None = None
         self._first: tuple[Any, ...] | None = None  # the answer to the round that ran ahead
-        self._rounds: list[Round] = []
+        self._rounds = _Rounds()
         self._warned_of_order = self._closed = False
         try:
             self._build()
@@ -165,8 +183,9 @@ class Blocks:
             columns.append(quoted(id).alias("id"))
         name = f"mllib_ext-{uuid.uuid4().hex}"
         layout = Layout(resolved, None, label, weight, id, name, ahead)
+        metadata = df.schema[label].metadata if label is not None else {}
         executors = Executors(spark, df.select(*columns), layout.directory)
-        return cls(executors, layout, driver_bytes)
+        return cls(executors, layout, driver_bytes, metadata)
 
     # --- what is known ---
 
@@ -203,8 +222,8 @@ class Blocks:
         return self._layout.features
 
     def drain(self) -> tuple[Round, ...]:
-        """The reports of the rounds since the last call."""
-        rounds, self._rounds = tuple(self._rounds), []
+        """The reports of the rounds that this thread ran since its last call."""
+        rounds, self._rounds.reports = tuple(self._rounds.reports), []
         return rounds
 
     # --- rounds ---
@@ -249,7 +268,7 @@ class Blocks:
             with self._executors.shipped(parameters) as shipment:
                 parts, bytes_down = self._gather(stage, merge, shipment)
         result = partials.total([p.values for p in parts], merge)
-        self._rounds.append(
+        self._rounds.reports.append(
             Round(
                 seconds=time.perf_counter() - began,
                 bytes_down=bytes_down,
@@ -287,7 +306,8 @@ class Blocks:
         told = False  # that the rows changed
         for rebuilds in range(MAX_REBUILDS + 1):
             if rebuilds:
-                self._rebuild(told)
+                with self._lock:
+                    self._rebuild(told)
             found: dict[int, Partial] = {}
             for attempt in range(1 + RETRIES):
                 missing = [h.partition for h in self.handles if h.partition not in found]
@@ -298,11 +318,12 @@ class Blocks:
                 ):
                     if answer.found:
                         found[answer.handle.partition] = answer
-                if told := self._other_rows(found.values()):
-                    break
-                if len(found) == len(self.handles):
-                    self._executors.group(self.handles, again=attempt > 0)
-                    return [found[handle.partition] for handle in self.handles], bytes_down
+                with self._lock:
+                    if told := self._other_rows(found.values()):
+                        break
+                    if len(found) == len(self.handles):
+                        self._executors.group(self.handles, again=attempt > 0)
+                        return [found[handle.partition] for handle in self.handles], bytes_down
                 logger.info("no block file for %d partitions", len(self.handles) - len(found))
         raise RuntimeError(
             f"block files went missing or changed under {MAX_REBUILDS} rebuilds in one round: "

@@ -9,9 +9,11 @@ from typing import Any, Self
 import numpy as np
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasSolver, HasStepSize
+from pyspark.sql import DataFrame
 
 from mllib_ext.base import HasCallbacks, HasFeatures
 from mllib_ext.blocks import Blocks
+from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.losses import Loss
 from mllib_ext.objective import (
     CURVATURE_PARAMETERS,
@@ -75,8 +77,11 @@ class LinearParams(HasFeatures, HasSolver, HasStepSize):
         return self.getOrDefault(self.lineSearch)
 
 
-class LinearEstimator(LinearParams, HasCallbacks):
+class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
     """Setters of a linear model's estimator."""
+
+    # Spark's estimators have one of their own, nearer in the method resolution order.
+    setFeaturesCol = HasFeatures.setFeaturesCol
 
     def setMaxIter(self, value: int) -> Self:
         """Set the largest number of iterations."""
@@ -125,6 +130,9 @@ class LinearEstimator(LinearParams, HasCallbacks):
     def setMaxBlockSizeInMB(self, value: float) -> Self:
         """Set the size of blocks: 0 alone, which means automatic."""
         return self._set(maxBlockSizeInMB=value)
+
+    def _finish(self, model: Any, dataset: DataFrame) -> Any:
+        return model._trained_on(dataset)
 
     def _refuse_unsupported(self, only: dict[str, Any], solvers: tuple[str, ...]) -> None:
         """ValueError for what no solver here honours yet, and for values out of range."""

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext as quiet
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -727,7 +728,7 @@ def test_small_data_give_the_same_bits_on_the_driver(spark, sparse):
         df = vector_frame(spark, vectors, 3).selectExpr("features x", "1.5D y", "2D w", "7L id")
     else:
         df = frame(spark, 1_000, 5, empty=1)
-    given = {"label": "y", "weight": "w", "id": "id"}
+    given: Any = {"label": "y", "weight": "w", "id": "id"}
     with (
         Blocks.of(df, "x", **given) as there,
         Blocks.of(df, "x", **given, driver_bytes=1 << 20) as here,
@@ -767,7 +768,7 @@ def test_data_above_the_limit_stay_on_the_executors(spark):
 @pytest.mark.parametrize("driver_bytes", [0, 1 << 20])
 def test_the_round_that_ran_ahead_costs_no_job_and_gives_the_same(spark, driver_bytes):
     df = frame(spark, 100_000, 5, empty=1)
-    given = {"label": "y", "weight": "w"}
+    given: Any = {"label": "y", "weight": "w"}
     with (
         Blocks.of(df, "x", **given) as later,
         Blocks.of(df, "x", **given, driver_bytes=driver_bytes, ahead=(moments, merged)) as ahead,

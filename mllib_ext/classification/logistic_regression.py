@@ -31,7 +31,6 @@ from mllib_ext.base import (
     as_row,
     dense,
     frozen,
-    training_blocks,
     with_predictions,
 )
 from mllib_ext.blockfile import Block
@@ -240,7 +239,7 @@ class LogisticRegression(
         """Set upper bounds of the intercepts, which are not supported yet."""
         return self._set(upperBoundsOnIntercepts=value)
 
-    def _fit(self, dataset: DataFrame) -> LogisticRegressionModel:
+    def _refuse(self, dataset: DataFrame) -> None:
         bounds = [
             f"{side}BoundsOn{what}"
             for side in ("lower", "upper")
@@ -253,13 +252,12 @@ class LogisticRegression(
             )
         self._refuse_thresholds()
         data_type(dataset.schema, self.getLabelCol(), "label")
-        declared = _declared_classes(dataset, self.getLabelCol())
-        ahead = (class_moments, merge_class_moments)
-        with training_blocks(self, dataset, ahead) as blocks:
-            return self._fit_blocks(blocks, declared)._trained_on(dataset)
 
-    def _fit_blocks(self, blocks: Blocks, declared: int | None = None) -> LogisticRegressionModel:
-        """Fit on blocks that are there already; ``declared`` classes, where metadata tell."""
+    def _first_round(self) -> Any:
+        return class_moments, merge_class_moments
+
+    def _fit_blocks(self, blocks: Blocks) -> LogisticRegressionModel:
+        declared = _declared_classes(blocks.label_metadata)
         labels, by_label, *summed = blocks.reduce(class_moments, merge_class_moments)
         counts = self._class_weights(labels, by_label, declared)
         summary, k = Summary(*summed), len(counts)
@@ -389,9 +387,9 @@ def start_intercepts(counts: np.ndarray, multinomial: bool) -> Any:
     return np.log(counts[1] / counts[0]) if counts.min() > 0 and len(counts) > 1 else 0.0
 
 
-def _declared_classes(dataset: DataFrame, label: str) -> int | None:
-    """The number of classes in the label column's metadata, where a StringIndexer left it."""
-    attribute = dataset.schema[label].metadata.get("ml_attr", {})
+def _declared_classes(metadata: dict[str, Any]) -> int | None:
+    """The number of classes in a label column's metadata, where a StringIndexer left it."""
+    attribute = metadata.get("ml_attr", {})
     if "vals" in attribute:
         return len(attribute["vals"])
     return int(attribute["num_vals"]) if "num_vals" in attribute else None

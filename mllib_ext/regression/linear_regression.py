@@ -28,7 +28,6 @@ from mllib_ext.base import (
     as_row,
     dense,
     frozen,
-    training_blocks,
     with_predictions,
 )
 from mllib_ext.blockfile import Block
@@ -180,15 +179,16 @@ class LinearRegression(
         """Set the shape parameter of the Huber loss, which is not supported yet."""
         return self._set(epsilon=value)
 
-    def _fit(self, dataset: DataFrame) -> LinearRegressionModel:
+    def _refuse(self, dataset: DataFrame) -> None:
         self._refuse_unsupported(
             {"loss": "squaredError", "epsilon": 1.35}, ("auto", "normal", "l-bfgs", "newton", "gd")
         )
-        with training_blocks(self, dataset) as blocks:
-            return self._fit_blocks(blocks)._trained_on(dataset)
+
+    def _first_round(self) -> Any:
+        closed = self.getSolver() in ("auto", "normal")
+        return comoments if closed else moments_with_label, merge
 
     def _fit_blocks(self, blocks: Blocks) -> LinearRegressionModel:
-        """Fit on blocks that are there already."""
         if self._solver(blocks.n_features) == "normal":
             return self._solve_normal_equations(blocks)
         return self._minimize(blocks)
