@@ -43,6 +43,8 @@ class HasSummary(HasTrainingSummary[T], Generic[T, S]):
     """A model's summaries: of its training data (T), and of any other data (S)."""
 
     _training: _Training | None = None
+    # What pyspark.ml divides the objective by, where it standardises the label.
+    _objective_unit: float = 1.0
 
     @property
     def hasSummary(self) -> bool:
@@ -53,8 +55,9 @@ class HasSummary(HasTrainingSummary[T], Generic[T, S]):
     def summary(self) -> T:
         """The summary of the training data, computed at the first access.
 
-        ``objectiveHistory`` has the losses of the model's ``history``; it is ``[0.0]`` for a
-        solution without iterations. ``featuresCol`` has the names of several columns joined by
+        ``objectiveHistory`` has the losses of the model's ``history`` (in units of the label's
+        variance for squared error, as in pyspark.ml); it is ``[0.0]`` for a solution without
+        iterations. ``featuresCol`` has the names of several columns joined by
         commas.
 
         Raises
@@ -97,7 +100,7 @@ class _Training:
 
     @cached_property
     def summary(self) -> Any:
-        history = [record.loss for record in self.model.history]
+        history = [record.loss / self.model._objective_unit for record in self.model.history]
         return self.model._summarize(self.dataset, history or [0.0])
 
     def __reduce__(self) -> Any:
@@ -135,11 +138,7 @@ class HasLogisticRegressionSummary(
 class HasLinearRegressionSummary(
     HasSummary[LinearRegressionTrainingSummary, LinearRegressionSummary]
 ):
-    """Summaries of a linear regression.
-
-    ``objectiveHistory`` is in the label's units, as the model's ``history`` is; pyspark.ml
-    divides it by the variance of the label.
-    """
+    """Summaries of a linear regression."""
 
     _inverse_diagonal: np.ndarray | None = None
 

@@ -250,7 +250,9 @@ class LinearRegression(
             self._solver(d),
             penalty_factor=1.0 / (label_deviation or abs(label_mean)),
         )
-        return LinearRegressionModel(coef, intercept)._trained(self, result)
+        model = LinearRegressionModel(coef, intercept)._trained(self, result)
+        model._objective_unit = (label_deviation or abs(label_mean)) ** 2
+        return model
 
     def _constant_label(
         self, d: int, mean: float, deviation: float
