@@ -21,7 +21,7 @@ import numpy as np
 from mllib_ext.blockfile import Block
 from mllib_ext.losses import Loss
 from mllib_ext.moments import weighted_gram
-from mllib_ext.penalties import L2
+from mllib_ext.penalties import L2, L1Box
 
 # Up to so many parameters a sampled Hessian is formed where it is worth a few gradients: its
 # Cholesky factor takes the driver 20 ms.
@@ -159,6 +159,8 @@ class Objective:
         On the standardised coefficients.
     precision : float
         Relative rounding error of a value: what a line search may not take for a rise.
+    nonsmooth : L1Box or None
+        On all flat parameters. Left to the minimizer: values and gradients are of the rest.
     """
 
     blocks: Sums
@@ -166,10 +168,12 @@ class Objective:
     coordinates: Coordinates
     penalty: L2
     precision: float = 1e-14
+    nonsmooth: L1Box | None = None
 
     def regularized(self, strength: float) -> Objective:
-        """This objective with another strength of its penalty."""
-        return replace(self, penalty=replace(self.penalty, strength=strength))
+        """This objective with another strength of its penalties."""
+        nonsmooth = self.nonsmooth and replace(self.nonsmooth, strength=strength)
+        return replace(self, penalty=replace(self.penalty, strength=strength), nonsmooth=nonsmooth)
 
     def value_and_gradient(self, v: np.ndarray) -> tuple[float, np.ndarray]:
         """``F(v)`` and its gradient: one round."""
@@ -200,18 +204,18 @@ class Objective:
         """
         if len(v) > CURVATURE_PARAMETERS:
             return *self.value_and_gradient(v), None
-        every = self.blocks.n_rows // (SAMPLED_ROWS * len(v))
-        if every <= 1:
+        every = sampling(self.blocks, len(v))
+        if every == 1:
             return self.value_gradient_hessian(v)
         stage = partial(value_gradient_curvature, self.loss)
         here = self.coordinates.to_data(v)
         *sums, H, whole = self.blocks.sum(stage, *here, every)
         H = self.coordinates.pull_back_hessian(H)
-        diagonal = H.diagonal()
-        whole = self.coordinates.pull_back_diagonal(whole)
-        rare = diagonal < 0.3 * diagonal.mean()
-        better = np.where(rare & ~np.isfinite(whole), diagonal.mean(), diagonal)
-        H[np.diag_indices(len(v))] = np.fmax(better, whole)
+        if np.isnan(whole).any():
+            H = with_average_diagonal(H)
+        else:
+            whole = self.coordinates.pull_back_diagonal(whole)
+            H[np.diag_indices(len(v))] = np.maximum(H.diagonal(), whole)
         return *self._penalised(v, *sums), self._curved(H)
 
     def _curved(self, H: np.ndarray) -> np.ndarray:
@@ -259,6 +263,19 @@ class Objective:
         coef = self.coordinates.split(v)[0]
         gradient[: self._n_coef] += self.penalty.gradient(coef).ravel()
         return float(value) / W + self.penalty.value(coef), gradient
+
+
+def sampling(blocks: Sums, n_parameters: int) -> int:
+    """Each so manieth row makes the sample of a Hessian."""
+    return max(1, blocks.n_rows // (SAMPLED_ROWS * n_parameters))
+
+
+def with_average_diagonal(H: np.ndarray) -> np.ndarray:
+    """A sampled Hessian in which a parameter that it hardly meets counts as an average one."""
+    diagonal = H.diagonal()
+    mean = diagonal.mean()
+    H[np.diag_indices(len(H))] = np.where(diagonal < 0.3 * mean, mean, diagonal)
+    return H
 
 
 # --- stages: one block's share, in the data's coordinates ----------------------------------------

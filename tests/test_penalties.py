@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arrays import slopes
-from mllib_ext.penalties import L2
+from mllib_ext.penalties import L2, L1Box
 
 
 @pytest.fixture
@@ -47,3 +47,99 @@ def test_without_strength_nothing_is_penalised():
 def test_a_penalty_is_a_frozen_value(penalty):
     with pytest.raises(dataclasses.FrozenInstanceError):
         penalty.strength = 1.0
+
+
+# --- L1 and bounds ------------------------------------------------------------------------------
+
+
+def l1_box():
+    """Free, penalised, bounded on either side, both at once, fixed."""
+    return L1Box(
+        0.5,
+        np.array([0.0, 1.0, 0.0, 2.0, 1.0, 3.0]),
+        np.array([-np.inf, -np.inf, -1.0, -0.3, 0.2, 0.7]),
+        np.array([np.inf, np.inf, np.inf, 0.4, 0.9, 0.7]),
+    )
+
+
+def test_the_elastic_net_is_both_penalties_under_one_strength():
+    coef, alpha, strength = np.array([0.5, -2.0, 0.0]), 0.3, 0.7
+    ridge = L2(strength, (1 - alpha) * np.ones(3))
+    lasso = L1Box.unbounded(strength, alpha * np.ones(3))
+    # 0.7 * (0.7 / 2 * 4.25 + 0.3 * 2.5)
+    assert ridge.value(coef) + lasso.value(coef) == pytest.approx(1.56625, rel=1e-14)
+    assert not lasso.bounded
+    assert l1_box().bounded
+
+
+def test_outside_its_bounds_the_penalty_is_infinite_and_on_them_it_is_not():
+    h = l1_box()
+    v = np.array([9.0, -2.0, -1.0, 0.4, 0.9, 0.7])
+    assert h.value(v) == pytest.approx(0.5 * (2.0 + 2 * 0.4 + 0.9 + 3 * 0.7), rel=1e-14)
+    assert h.value(v - 1e-9 * np.eye(6)[2]) == np.inf
+    inside = h.project(v + 5.0)
+    assert h.rise(v, inside) == pytest.approx(h.value(inside) - h.value(v), rel=1e-14)
+
+
+@pytest.mark.parametrize("step", [0.8, np.linspace(0.2, 2.0, 6)])
+def test_the_proximal_operator_is_the_minimum_that_it_stands_for(step):
+    h = l1_box()
+    grid = np.linspace(-4, 4, 8001)  # 0.001 apart: it holds every bound
+    for v in np.random.default_rng(0).uniform(-3, 3, (20, 6)):
+        u = h.prox(v, step)
+        for j in range(6):
+            one = h.take(np.array([j]))
+            penalty = np.where(
+                (grid >= one.lower - 1e-12) & (grid <= one.upper + 1e-12),
+                one.threshold * np.abs(grid), np.inf,
+            )  # fmt: skip
+            eta = np.broadcast_to(step, 6)[j]
+            assert u[j] == pytest.approx(
+                grid[np.argmin(penalty + (grid - v[j]) ** 2 / (2 * eta))], abs=1e-3
+            )
+
+
+def test_a_soft_threshold_ends_at_zero_itself_and_at_the_bound_itself():
+    u = l1_box().prox(np.array([-0.1, -0.1, -5.0, 9.0, 0.1, 0.1]))
+    np.testing.assert_array_equal(u, [-0.1, 0.0, -1.0, 0.4, 0.2, 0.7])
+    assert not np.signbit(u[1])  # a coefficient of -0.0 would be printed as one
+
+
+def test_the_subgradient_of_least_norm_is_the_steepest_descent():
+    h = l1_box()
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        v = h.project(rng.choice([-1.0, -0.3, 0.0, 0.4, 0.5], 6))
+        gradient = rng.uniform(-2, 2, 6)
+        found = h.subgradient(v, gradient)
+        for j in range(6):
+            e = 1e-6 * np.eye(6)[j]  # the penalty is linear about here
+            right = gradient[j] + (h.value(v + e) - h.value(v)) / 1e-6
+            left = gradient[j] - (h.value(v - e) - h.value(v)) / 1e-6
+            # Down to the right, down to the left, or nowhere down.
+            expected = right if right < 0 else left if left > 0 else 0.0
+            assert found[j] == pytest.approx(expected, abs=1e-8)
+
+
+def test_residual_and_subgradient_vanish_together():
+    h = l1_box()
+    v = np.array([1.0, 0.0, -1.0, 0.4, 0.5, 0.7])
+    optimal = np.array([0.0, -0.4, 0.3, -2.0, -0.5, 99.0])
+    assert not h.subgradient(v, optimal).any()
+    np.testing.assert_allclose(h.residual(v, optimal), 0.0, atol=1e-15)
+    for j in range(5):  # the last is fixed
+        off = optimal + 5.0 * np.eye(6)[j] * np.sign(-optimal[j] or 1.0)
+        assert h.subgradient(v, off)[j] != 0.0
+        assert h.residual(v, off)[j] != 0.0
+    np.testing.assert_array_equal(  # without weights or bounds it is the gradient
+        L1Box.unbounded(1.0, np.zeros(6)).residual(np.zeros(6), optimal), optimal
+    )
+
+
+def test_weights_below_zero_and_crossed_bounds_are_refused():
+    ones = np.ones(2)
+    with pytest.raises(ValueError, match="L1 weights: expected 0 or more, found -1"):
+        L1Box.unbounded(1.0, np.array([1.0, -1.0]))
+    for lower in (2.0, np.nan):
+        with pytest.raises(ValueError, match="bounds of parameter 1: expected lower <= upper"):
+            L1Box(1.0, ones, np.array([0.0, lower]), ones)
