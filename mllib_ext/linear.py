@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, Self
@@ -23,12 +24,18 @@ from mllib_ext.objective import (
     Shifted,
     Sums,
 )
-from mllib_ext.optimizers import gd, lbfgs, newton
+from mllib_ext.optimizers import gd, lbfgs, newton, owlqn, proximal
 from mllib_ext.optimizers.loop import Result
 from mllib_ext.optimizers.smooth import minimize
-from mllib_ext.penalties import L2
+from mllib_ext.penalties import L2, L1Box
 
-MINIMIZERS: dict[str, ModuleType] = {"gd": gd, "l-bfgs": lbfgs, "newton": newton}
+MINIMIZERS: dict[str, ModuleType] = {
+    "gd": gd,
+    "l-bfgs": lbfgs,
+    "newton": newton,
+    "owl-qn": owlqn,
+}
+SOLVERS = ("auto", *MINIMIZERS)
 
 
 class LinearParams(HasFeatures, HasSolver, HasStepSize):
@@ -40,7 +47,7 @@ class LinearParams(HasFeatures, HasSolver, HasStepSize):
     solver: Param[str] = Param(
         Params._dummy(),
         "solver",
-        "the solver: auto, newton, l-bfgs, gd (and normal for least squares)",
+        "the solver: auto, newton, l-bfgs, owl-qn, gd (and normal for least squares)",
         typeConverter=TypeConverters.toString,
     )
     stepSize: Param[float] = Param(
@@ -124,28 +131,24 @@ class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
         return self._set(lineSearch=value)
 
     def setAggregationDepth(self, value: int) -> Self:
-        """Set the depth of tree aggregation: 2 alone, there being no tree."""
+        """Set the depth of aggregation: 2 alone, partitions and the driver."""
         return self._set(aggregationDepth=value)
 
     def setMaxBlockSizeInMB(self, value: float) -> Self:
-        """Set the size of blocks: 0 alone, which means automatic."""
+        """Set the size of blocks in MB; 0 means a size that suits the processor's cache."""
         return self._set(maxBlockSizeInMB=value)
 
     def _finish(self, model: Any, dataset: DataFrame) -> Any:
         return model._trained_on(dataset)
 
-    def _refuse_unsupported(self, only: dict[str, Any], solvers: tuple[str, ...]) -> None:
-        """ValueError for what no solver here honours yet, and for values out of range."""
-        for name, value in {
-            "elasticNetParam": 0.0, "aggregationDepth": 2, "maxBlockSizeInMB": 0.0, **only,
-        }.items():  # fmt: skip
-            found = self.getOrDefault(name) if self.isDefined(name) else None
-            # pyspark.ml's matrices cannot be compared with None.
-            if found is not None if value is None else found != value:
-                raise ValueError(
-                    f"param {name}: expected {value!r}, found {found!r}: "
-                    f"{type(self).__name__} does not support another value yet"
-                )
+    def _refuse_common(self: Any, solvers: Sequence[str]) -> None:
+        """ValueError for params out of their range."""
+        depth = self.getAggregationDepth()
+        if depth != 2:
+            raise ValueError(
+                f"param aggregationDepth: expected 2 (blocks are added in their partition, "
+                f"partitions on the driver), found {depth!r}"
+            )
         if self.getSolver() not in solvers:
             raise ValueError(f"param solver: expected one of {solvers}, found {self.getSolver()!r}")
         if self.getLineSearch() not in gd.LINE_SEARCHES:
@@ -153,11 +156,24 @@ class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
                 f"param lineSearch: expected one of {gd.LINE_SEARCHES}, "
                 f"found {self.getLineSearch()!r}"
             )
-        for name in ("regParam", "tol", "maxIter", "stepSize"):
+        for name in ("regParam", "tol", "maxIter", "stepSize", "maxBlockSizeInMB"):
             found = self.getOrDefault(name)
             if not (found > 0 if name == "stepSize" else found >= 0) or not np.isfinite(found):
                 least = "above 0" if name == "stepSize" else "of 0 or more"
                 raise ValueError(f"param {name}: expected a number {least}, found {found!r}")
+        alpha = self.getElasticNetParam()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"param elasticNetParam: expected a number in [0, 1], found {alpha!r}")
+        if alpha > 0:
+            self._refuse_smooth_solver("elasticNetParam above 0")
+
+    def _refuse_smooth_solver(self, reason: str) -> None:
+        """ValueError for a solver that needs a gradient everywhere."""
+        if self.getSolver() in ("newton", "gd"):
+            raise ValueError(
+                f"param solver: expected auto, l-bfgs or owl-qn with {reason}, "
+                f"found {self.getSolver()!r}"
+            )
 
 
 def auto_solver(blocks: Blocks, n_parameters: int) -> str:
@@ -170,7 +186,7 @@ def auto_solver(blocks: Blocks, n_parameters: int) -> str:
     return "newton" if few else "l-bfgs"
 
 
-def _about_their_mean(blocks: Blocks, coordinates: Coordinates) -> tuple[Sums, Coordinates]:
+def about_their_mean(blocks: Blocks, coordinates: Coordinates) -> tuple[Sums, Coordinates]:
     """Dense rows that lie far from 0 seen from their mean, and the coordinates that go with it."""
     dtype = np.dtype(blocks.features.dtype)
     # A mean of so many deviations costs a quarter of the digits (and more in the Hessian): 54 in
@@ -182,15 +198,91 @@ def _about_their_mean(blocks: Blocks, coordinates: Coordinates) -> tuple[Sums, C
     return Shifted(blocks, origin), replace(coordinates, mean=coordinates.mean - origin)
 
 
+def minimize_linear(
+    estimator: Any,
+    objective: Callable[[float], Any],
+    v: np.ndarray,
+    solver: str,
+    drain: Callable[[], tuple[Any, ...]] = tuple,
+) -> Result[Any]:
+    """Minimise an objective by an estimator's params.
+
+    Parameters
+    ----------
+    estimator : LinearEstimator
+    objective : callable
+        By the strength of the penalty.
+    v : ndarray
+        Flat parameters to start from.
+    solver : str
+        One of :data:`MINIMIZERS`. With an L1 penalty or bounds ``l-bfgs`` is the proximal one.
+    drain : callable
+        As in :func:`~mllib_ext.optimizers.loop.iterate`.
+    """
+    method: Any = MINIMIZERS[solver]
+    if method is lbfgs and objective(estimator.getRegParam()).nonsmooth is not None:
+        method = proximal
+    settings = {
+        "max_iter": estimator.getMaxIter(),
+        "tol": estimator.getTol(),
+        "reg_param": estimator.getRegParam(),
+    }
+    if method is gd:
+        settings["step_size"] = estimator.getStepSize()
+        settings["line_search"] = estimator.getLineSearch()
+    return minimize(
+        method, objective, v, method.SETTINGS(**settings), estimator.getCallbacks(), drain
+    )
+
+
+def penalties(
+    estimator: Any,
+    coordinates: Coordinates,
+    ridge_factor: float = 1.0,
+    bounds: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[L2, L1Box | None]:
+    """The elastic net of an estimator's params, and bounds, on standardised parameters.
+
+    Parameters
+    ----------
+    estimator : LinearEstimator
+    coordinates : Coordinates
+    ridge_factor : float
+        What regParam is multiplied with in the L2 penalty.
+    bounds : tuple of ndarray, optional
+        Lower and upper ones of the flat parameters.
+
+    Returns
+    -------
+    smooth : L2
+    nonsmooth : L1Box or None
+        None without L1 penalty and bounds.
+    """
+    alpha = estimator.getElasticNetParam()
+    ones = np.ones_like(coordinates.scale)
+    inverse = ones if estimator.getStandardization() else coordinates.inverse
+    smooth = L2(0.0, (1.0 - alpha) * ridge_factor * inverse**2)
+    if alpha == 0 and bounds is None:
+        return smooth, None
+    size = len(coordinates.zeros())
+    weight = np.zeros(size)
+    weight[: inverse.size * coordinates.n_outputs] = np.repeat(
+        alpha * inverse, coordinates.n_outputs
+    )
+    free = np.full(size, np.inf)
+    lower, upper = bounds or (-free, free)
+    return smooth, L1Box(0.0, weight, lower, upper)
+
+
 def fit_linear(
     estimator: Any,
     blocks: Blocks,
     loss: Loss,
-    mean: np.ndarray,
-    scale: np.ndarray,
+    coordinates: Coordinates,
     start: Any,
     solver: str,
-    penalty_factor: float = 1.0,
+    ridge_factor: float = 1.0,
+    bounds: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Result[Any]]:
     """Minimise the penalised loss of a linear predictor.
 
@@ -199,13 +291,14 @@ def fit_linear(
     estimator : LinearEstimator
     blocks : Blocks
     loss : Loss
-    mean, scale : ndarray, shape (d,)
-        Of the features: the coordinates to search in, and the standardisation of the penalty.
+    coordinates : Coordinates
+        To search in, and the standardisation of the penalty.
     start : float or ndarray, shape (k,)
         Intercepts to start from, where the coefficients are 0.
-    solver : {"newton", "l-bfgs", "gd"}
-    penalty_factor : float
-        What regParam is multiplied with.
+    solver : str
+        As in :func:`minimize_linear`.
+    ridge_factor, bounds
+        As in :func:`penalties`.
 
     Returns
     -------
@@ -213,34 +306,23 @@ def fit_linear(
     intercept : ndarray, shape () or (k,)
     result : Result
     """
-    fit_intercept = estimator.getFitIntercept()
-    coordinates = Coordinates(
-        mean if fit_intercept else np.zeros_like(mean), scale, loss.n_outputs, fit_intercept
-    )
-    data, seen = _about_their_mean(blocks, coordinates)
-    weights = np.ones_like(scale) if estimator.getStandardization() else coordinates.inverse**2
-    precision = 1e-6 if blocks.features.dtype == "float32" else 1e-14
-    objective = Objective(data, loss, seen, L2(0.0, weights), precision)
-
-    method: Any = MINIMIZERS[solver]
-    settings = {
-        "max_iter": estimator.getMaxIter(),
-        "tol": estimator.getTol(),
-        "reg_param": estimator.getRegParam(),
-    }
-    if solver == "gd":
-        settings["step_size"] = estimator.getStepSize()
-        settings["line_search"] = estimator.getLineSearch()
+    data, seen = about_their_mean(blocks, coordinates)
+    smooth, nonsmooth = penalties(estimator, coordinates, ridge_factor, bounds)
+    objective = Objective(data, loss, seen, smooth, precision(blocks), nonsmooth)
     v = coordinates.zeros()
-    if fit_intercept:
+    if coordinates.fit_intercept:
         v[len(v) - loss.n_outputs :] = start
-    result = minimize(
-        method,
-        lambda reg_param: objective.regularized(penalty_factor * reg_param),
-        v,
-        method.SETTINGS(**settings),
-        estimator.getCallbacks(),
-        blocks.drain,
-    )
+    result = minimize_linear(estimator, objective.regularized, v, solver, blocks.drain)
     coef, intercept = coordinates.to_data(result.state.v)
     return coef, np.asarray(intercept, dtype=np.float64), result
+
+
+def precision(blocks: Blocks) -> float:
+    """Relative rounding error of an objective's value."""
+    return 1e-6 if blocks.features.dtype == "float32" else 1e-14
+
+
+def centred(estimator: Any, mean: np.ndarray, scale: np.ndarray, k: int = 1) -> Coordinates:
+    """Standardised coordinates, about the mean row if there is an intercept to make up for it."""
+    fit_intercept = estimator.getFitIntercept()
+    return Coordinates(mean if fit_intercept else np.zeros_like(mean), scale, k, fit_intercept)

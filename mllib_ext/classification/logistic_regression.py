@@ -1,17 +1,19 @@
-r"""Logistic regression, binomial and multinomial.
+r"""Logistic regression, binomial and multinomial, with an elastic net or bounds.
 
 .. math::
 
     \min_{\beta, b} \frac1W \sum_i w_i \, \ell(y_i, x_i \cdot \beta + b)
-    + \frac\lambda2 \sum_j s_j \|\beta_j\|^2
+    + \lambda \sum_j \Big[ \frac{1 - \alpha}2 s_j^2 \|\beta_j\|_2^2
+    + \alpha s_j \|\beta_j\|_1 \Big]
 
-with the deviance :math:`\ell` of :mod:`mllib_ext.losses`, and :math:`s_j` the variance of feature
-j with ``standardization``, else 1: the objective of ``pyspark.ml.classification``.
+with the deviance :math:`\ell` of :mod:`mllib_ext.losses`, and :math:`s_j` the standard deviation
+of feature j with ``standardization``, else 1: the objective of ``pyspark.ml.classification``.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,9 +38,17 @@ from mllib_ext.base import (
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import Matrix, data_type
-from mllib_ext.linear import LinearEstimator, LinearParams, auto_solver, fit_linear
+from mllib_ext.linear import (
+    SOLVERS,
+    LinearEstimator,
+    LinearParams,
+    auto_solver,
+    centred,
+    fit_linear,
+)
 from mllib_ext.losses import Logistic, Multinomial, sigmoid, softmax
 from mllib_ext.moments import Summary, merge, moments
+from mllib_ext.objective import Coordinates
 from mllib_ext.summaries import HasLogisticRegressionSummary
 
 
@@ -154,7 +164,7 @@ class LogisticRegression(
     DefaultParamsWritable,
     DefaultParamsReadable["LogisticRegression"],
 ):
-    """Logistic regression with an L2 penalty, the interface of ``pyspark.ml``'s.
+    """Logistic regression, the interface of ``pyspark.ml``'s.
 
     Parameters are those of ``pyspark.ml.classification.LogisticRegression`` and:
 
@@ -162,9 +172,10 @@ class LogisticRegression(
     ----------
     featuresCol : str or list of str
         A vector column, an array column, or a list of numeric columns.
-    solver : {"auto", "newton", "l-bfgs", "gd"}
+    solver : {"auto", "newton", "l-bfgs", "owl-qn", "gd"}
         ``auto`` takes ``newton`` for few parameters and rows, else ``l-bfgs``
-        (:func:`mllib_ext.linear.auto_solver`).
+        (:func:`mllib_ext.linear.auto_solver`). With an L1 penalty or bounds ``l-bfgs`` is the
+        proximal quasi-Newton method (:mod:`mllib_ext.optimizers.proximal`).
     stepSize : float
         The step of ``gd``; see :mod:`mllib_ext.optimizers.gd`.
     lineSearch : {"barzilai-borwein", "armijo", "nesterov", "none"}
@@ -173,7 +184,7 @@ class LogisticRegression(
     Raises
     ------
     ValueError
-        From ``fit``: a parameter that is not supported yet (elastic net, bounds) or out of range;
+        From ``fit``: a parameter that is out of range, or bounds together with an L1 penalty;
         labels that are not 0, 1, ..., k-1; what :meth:`mllib_ext.blocks.Blocks.of` refuses.
 
     Examples
@@ -224,28 +235,30 @@ class LogisticRegression(
         return self._set(family=value)
 
     def setLowerBoundsOnCoefficients(self, value: Any) -> LogisticRegression:
-        """Set lower bounds of the coefficients, which are not supported yet."""
+        """Set lower bounds of the coefficients: a matrix (1, d) or (k, d)."""
         return self._set(lowerBoundsOnCoefficients=value)
 
     def setUpperBoundsOnCoefficients(self, value: Any) -> LogisticRegression:
-        """Set upper bounds of the coefficients, which are not supported yet."""
+        """Set upper bounds of the coefficients: a matrix (1, d) or (k, d)."""
         return self._set(upperBoundsOnCoefficients=value)
 
     def setLowerBoundsOnIntercepts(self, value: Any) -> LogisticRegression:
-        """Set lower bounds of the intercepts, which are not supported yet."""
+        """Set lower bounds of the intercepts: a vector (1,) or (k,)."""
         return self._set(lowerBoundsOnIntercepts=value)
 
     def setUpperBoundsOnIntercepts(self, value: Any) -> LogisticRegression:
-        """Set upper bounds of the intercepts, which are not supported yet."""
+        """Set upper bounds of the intercepts: a vector (1,) or (k,)."""
         return self._set(upperBoundsOnIntercepts=value)
 
     def _refuse(self, dataset: DataFrame) -> None:
-        bounds = [
-            f"{side}BoundsOn{what}"
-            for side in ("lower", "upper")
-            for what in ("Coefficients", "Intercepts")
-        ]
-        self._refuse_unsupported(dict.fromkeys(bounds), ("auto", "newton", "l-bfgs", "gd"))
+        self._refuse_common(SOLVERS)
+        if self._bounded():
+            self._refuse_smooth_solver("bounds")
+            if self.getElasticNetParam() != 0 or self.getSolver() == "owl-qn":
+                raise ValueError(
+                    "param elasticNetParam: expected 0 (and a solver other than owl-qn) with "
+                    f"bounds, found {self.getElasticNetParam()!r} and {self.getSolver()!r}"
+                )
         if self.getFamily() not in ("auto", "binomial", "multinomial"):
             raise ValueError(
                 f"param family: expected auto, binomial or multinomial, found {self.getFamily()!r}"
@@ -266,17 +279,22 @@ class LogisticRegression(
         if np.count_nonzero(counts) == 1 and (self.getFitIntercept() or (multinomial and k == 1)):
             return self._constant(np.flatnonzero(counts)[0], multinomial, k, blocks.n_features)
         loss = Multinomial(k) if multinomial else Logistic()
+        coordinates = centred(self, summary.mean, np.sqrt(summary.variance()), loss.n_outputs)
+        bounds = self._bounds(coordinates) if self._bounded() else None
+        if bounds is not None and any(self.isSet(name) for name in BOUNDS[2:]):
+            # The intercept at the mean row would bring the coefficients into its bounds.
+            coordinates = replace(coordinates, mean=np.zeros_like(summary.mean))
         coef, intercept, result = fit_linear(
             self,
             blocks,
             loss,
-            summary.mean,
-            np.sqrt(summary.variance()),
+            coordinates,
             start_intercepts(counts, multinomial),
             self._solver(blocks, loss.n_outputs),
+            bounds=bounds,
         )
         coef, intercept = np.atleast_2d(coef.T), np.atleast_1d(intercept)
-        if multinomial:
+        if multinomial and bounds is None:
             # Without a penalty only differences between classes matter: centred, as in pyspark.ml.
             if result.history[-1].settings.reg_param == 0:  # type: ignore[attr-defined]
                 coef = coef - coef.mean(axis=0)
@@ -298,7 +316,48 @@ class LogisticRegression(
     def _solver(self, blocks: Blocks, k: int) -> str:
         if self.getSolver() != "auto":
             return self.getSolver()
+        if self._bounded() or self.getElasticNetParam() > 0:
+            return "l-bfgs"
         return auto_solver(blocks, (blocks.n_features + 1) * k)
+
+    def _bounded(self) -> bool:
+        return any(self.isSet(name) for name in BOUNDS)
+
+    def _bounds(self, coordinates: Coordinates) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds of the flat parameters; ValueError for another shape."""
+        d, k = len(coordinates.scale), coordinates.n_outputs
+        sides = []
+        for side, infinite in (("lower", -np.inf), ("upper", np.inf)):
+            coef = self._bound(f"{side}BoundsOnCoefficients", (k, d), infinite)
+            intercept = self._bound(f"{side}BoundsOnIntercepts", (k,), infinite)
+            # A feature of scale 0 has a coefficient of 0, wherever its bounds are.
+            scaled = np.full((d, k), infinite)
+            kept = coordinates.scale > 0
+            scaled[kept] = (coef * coordinates.scale).T[kept]
+            flat = scaled.ravel()
+            sides.append(np.append(flat, intercept) if coordinates.fit_intercept else flat)
+        lower, upper = sides
+        if (lower > upper).any():
+            raise ValueError(
+                "params lowerBoundsOn... and upperBoundsOn...: expected lower bounds up to the "
+                "upper ones, found some above"
+            )
+        return lower, upper
+
+    def _bound(self, name: str, shape: tuple[int, ...], infinite: float) -> np.ndarray:
+        if not self.isSet(name):
+            return np.full(shape, infinite)
+        found: np.ndarray = self.getOrDefault(name).toArray()
+        if name.endswith("Intercepts") and not self.getFitIntercept():
+            raise ValueError(f"param {name}: expected no bounds without an intercept, found some")
+        if found.shape != shape:
+            raise ValueError(
+                f"param {name}: expected the shape {shape} (rows for classes, one for a binomial "
+                f"model), found {found.shape}"
+            )
+        if np.isnan(found).any():
+            raise ValueError(f"param {name}: expected numbers or infinities, found NaN")
+        return found
 
     def _class_weights(
         self, labels: np.ndarray, by_label: np.ndarray, declared: int | None
@@ -352,6 +411,13 @@ class LogisticRegression(
         model = LogisticRegressionModel(np.zeros((rows, d)), intercepts, k)
         return model._trained(self, None, "constant_label")
 
+
+BOUNDS = (
+    "lowerBoundsOnCoefficients",
+    "upperBoundsOnCoefficients",
+    "lowerBoundsOnIntercepts",
+    "upperBoundsOnIntercepts",
+)
 
 # Class labels index arrays: a larger label is an id or a target that came here by mistake.
 MAX_CLASSES = 100_000

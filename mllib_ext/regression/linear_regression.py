@@ -1,18 +1,21 @@
-r"""Linear regression by least squares with an L2 penalty.
+r"""Linear regression by least squares with an elastic net, or robust with Huber's loss.
 
 .. math::
 
     \min_{\beta, b} \frac{1}{2W} \sum_i w_i (y_i - x_i \cdot \beta - b)^2
-    + \frac{\lambda}{2 \sigma_y} \sum_j s_j \beta_j^2
+    + \lambda \sum_j \Big[ \frac{1 - \alpha}{2 \sigma_y} s_j^2 \beta_j^2
+    + \alpha s_j |\beta_j| \Big]
 
-with :math:`\sigma_y` the standard deviation of the label, and :math:`s_j` the variance of feature
-j with ``standardization``, else 1. The label's deviation in the penalty is pyspark.ml's: it
-standardises labels as glmnet does, so that a ``regParam`` means the same whatever their unit.
+with :math:`\sigma_y` the standard deviation of the label, and :math:`s_j` that of feature j with
+``standardization``, else 1. The label's deviation in the penalty is pyspark.ml's: it standardises
+labels as glmnet does, so that a ``regParam`` means the same whatever their unit. Huber's objective
+is that of :mod:`mllib_ext.huber`, where :math:`\sigma_y` has no part.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,11 +36,22 @@ from mllib_ext.base import (
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import Matrix
-from mllib_ext.linear import LinearEstimator, LinearParams, fit_linear
+from mllib_ext.huber import Huber
+from mllib_ext.linear import (
+    SOLVERS,
+    LinearEstimator,
+    LinearParams,
+    about_their_mean,
+    centred,
+    fit_linear,
+    minimize_linear,
+    penalties,
+    precision,
+)
 from mllib_ext.losses import SquaredError
 from mllib_ext.moments import Summary, comoments, merge, moments
-from mllib_ext.objective import Coordinates
 from mllib_ext.optimizers.newton import solve
+from mllib_ext.second_moments import SecondMoments
 from mllib_ext.summaries import HasLinearRegressionSummary, inverse_diagonal
 
 # pyspark.ml solves up to here by normal equations, and standardises by population variances then.
@@ -59,13 +73,16 @@ class LinearRegressionModel(  # type: ignore[misc]
     ----------
     coefficients : ndarray, shape (d,)
     intercept : float
+    scale : float
+        What Huber's loss divides residuals by; 1 for squared error.
     """
 
-    _arrays = ("coefficients", "intercept")
+    _arrays = ("coefficients", "intercept", "scale")
 
-    def __init__(self, coefficients: Any, intercept: Any) -> None:
+    def __init__(self, coefficients: Any, intercept: Any, scale: Any = 1.0) -> None:
         super().__init__()
         self._coefficients, self._intercept = frozen(coefficients), frozen(intercept)
+        self._scale = frozen(scale)
 
     @property
     def numFeatures(self) -> int:
@@ -84,8 +101,8 @@ class LinearRegressionModel(  # type: ignore[misc]
 
     @property
     def scale(self) -> float:
-        """What residuals are divided by: 1 for squared error."""
-        return 1.0
+        """What Huber's loss divides residuals by; 1 for squared error."""
+        return float(self._scale)
 
     def predict(self, value: Vector) -> float:
         """The prediction for one row."""
@@ -109,7 +126,7 @@ class LinearRegression(
     DefaultParamsWritable,
     DefaultParamsReadable["LinearRegression"],
 ):
-    """Linear regression with an L2 penalty, the interface of ``pyspark.ml``'s.
+    """Linear regression, the interface of ``pyspark.ml``'s.
 
     Parameters are those of ``pyspark.ml.regression.LinearRegression`` and:
 
@@ -117,9 +134,10 @@ class LinearRegression(
     ----------
     featuresCol : str or list of str
         A vector column, an array column, or a list of numeric columns.
-    solver : {"auto", "normal", "l-bfgs", "newton", "gd"}
-        ``normal`` solves the normal equations after one round. ``auto`` takes it up to 1,024
-        features, else ``l-bfgs``.
+    solver : {"auto", "normal", "l-bfgs", "owl-qn", "newton", "gd"}
+        ``normal`` needs one round: the rest, an L1 penalty included, is done on second moments.
+        ``auto`` takes it up to 1,024 features, else ``l-bfgs``, which is the proximal
+        quasi-Newton method where there is an L1 penalty (:mod:`mllib_ext.optimizers.proximal`).
     stepSize : float
         The step of ``gd``; see :mod:`mllib_ext.optimizers.gd`.
     lineSearch : {"barzilai-borwein", "armijo", "nesterov", "none"}
@@ -128,8 +146,8 @@ class LinearRegression(
     Raises
     ------
     ValueError
-        From ``fit``: a parameter that is not supported yet (elastic net, Huber loss) or out of
-        range; what :meth:`mllib_ext.blocks.Blocks.of` refuses.
+        From ``fit``: a parameter out of range, Huber's loss with an L1 penalty or with another
+        solver than ``l-bfgs``; what :meth:`mllib_ext.blocks.Blocks.of` refuses.
 
     Notes
     -----
@@ -172,23 +190,39 @@ class LinearRegression(
         self.setParams(**self._input_kwargs)
 
     def setLoss(self, value: str) -> LinearRegression:
-        """Set the loss: squaredError."""
+        """Set the loss: squaredError or huber."""
         return self._set(loss=value)
 
     def setEpsilon(self, value: float) -> LinearRegression:
-        """Set the shape parameter of the Huber loss, which is not supported yet."""
+        """Set where Huber's loss turns linear, in scales of the residual; above 1."""
         return self._set(epsilon=value)
 
     def _refuse(self, dataset: DataFrame) -> None:
-        self._refuse_unsupported(
-            {"loss": "squaredError", "epsilon": 1.35}, ("auto", "normal", "l-bfgs", "newton", "gd")
-        )
+        self._refuse_common(("normal", *SOLVERS))
+        loss = self.getLoss()
+        if loss not in ("squaredError", "huber"):
+            raise ValueError(f"param loss: expected squaredError or huber, found {loss!r}")
+        if not 1 < self.getEpsilon() < np.inf:
+            raise ValueError(f"param epsilon: expected a number above 1, found {self.getEpsilon()}")
+        if loss == "huber":
+            if self.getElasticNetParam() != 0:
+                raise ValueError(
+                    "param elasticNetParam: expected 0 with loss huber, "
+                    f"found {self.getElasticNetParam()!r}"
+                )
+            if self.getSolver() not in ("auto", "l-bfgs"):
+                raise ValueError(
+                    f"param solver: expected auto or l-bfgs with loss huber, "
+                    f"found {self.getSolver()!r}"
+                )
 
     def _first_round(self) -> Any:
-        closed = self.getSolver() in ("auto", "normal")
+        closed = self.getSolver() in ("auto", "normal") and self.getLoss() == "squaredError"
         return comoments if closed else moments_with_label, merge
 
     def _fit_blocks(self, blocks: Blocks) -> LinearRegressionModel:
+        if self.getLoss() == "huber":
+            return self._fit_huber(blocks)
         if self._solver(blocks.n_features) == "normal":
             return self._solve_normal_equations(blocks)
         return self._minimize(blocks)
@@ -216,43 +250,73 @@ class LinearRegression(
         products = summary.scatter / summary.weight_sum
         if not self.getFitIntercept():
             products = products + np.outer(summary.mean, summary.mean)
-        coordinates = Coordinates(mean, deviation[:d], 1, self.getFitIntercept())
+        coordinates = centred(self, mean, deviation[:d])
         inverse = coordinates.inverse
         gram = products[:d, :d] * np.outer(inverse, inverse)
-        strength = self.getRegParam() / (label_deviation or abs(label_mean))
-        weights = np.ones(d) if self.getStandardization() else inverse**2
-        gram[np.diag_indices(d)] += strength * weights
-        coef = inverse * solve(gram, inverse * products[:d, d])
+        products_with_label = inverse * products[:d, d]
+        ridge_factor = 1.0 / (label_deviation or abs(label_mean))
+        result = None
+        if self.getElasticNetParam() > 0 and self.getRegParam() > 0:
+            slopes = replace(coordinates, fit_intercept=False)
+            objective = SecondMoments(
+                gram, products_with_label, products[d, d], *penalties(self, slopes, ridge_factor)
+            )
+            result = minimize_linear(self, objective.regularized, np.zeros(d), "l-bfgs")
+            scaled = result.state.v
+        else:
+            smooth, _ = penalties(self, coordinates, ridge_factor)
+            gram[np.diag_indices(d)] += replace(smooth, strength=self.getRegParam()).curvature()
+            scaled = solve(gram, products_with_label)
+        coef = inverse * scaled
         intercept = label_mean - mean @ coef if self.getFitIntercept() else 0.0
-        model = LinearRegressionModel(coef, intercept)._trained(self, None, "closed_form")
-        scaled_mean = inverse * mean if self.getFitIntercept() else None
-        model._inverse_diagonal = inverse_diagonal(
-            gram, deviation[:d], summary.weight_sum, scaled_mean
-        )
+        model = LinearRegressionModel(coef, intercept)._trained(self, result, "closed_form")
+        if result is None:
+            scaled_mean = inverse * mean if self.getFitIntercept() else None
+            model._inverse_diagonal = inverse_diagonal(
+                gram, deviation[:d], summary.weight_sum, scaled_mean
+            )
+        model._objective_unit = (label_deviation or abs(label_mean)) ** 2
         return model
 
     def _minimize(self, blocks: Blocks) -> LinearRegressionModel:
-        summary = Summary(*blocks.reduce(moments_with_label, merge))
-        d = blocks.n_features
-        population = self.getSolver() == "auto" and d <= NORMAL_FEATURES
-        deviation = np.sqrt(summary.population_variance() if population else summary.variance())
-        label_mean, label_deviation = summary.mean[d], deviation[d]
-        constant = self._constant_label(d, label_mean, label_deviation)
+        d, mean, deviation = self._label_and_features(blocks)
+        constant = self._constant_label(d, mean[d], deviation[d])
         if constant is not None:
             return constant
+        unit = deviation[d] or abs(mean[d])
         coef, intercept, result = fit_linear(
             self,
             blocks,
             SquaredError(),
-            summary.mean[:d],
-            deviation[:d],
-            label_mean,
+            centred(self, mean[:d], deviation[:d]),
+            mean[d],
             self._solver(d),
-            penalty_factor=1.0 / (label_deviation or abs(label_mean)),
+            ridge_factor=1.0 / unit,
         )
         model = LinearRegressionModel(coef, intercept)._trained(self, result)
-        model._objective_unit = (label_deviation or abs(label_mean)) ** 2
+        model._objective_unit = unit**2
         return model
+
+    def _fit_huber(self, blocks: Blocks) -> LinearRegressionModel:
+        d, mean, deviation = self._label_and_features(blocks)
+        coordinates = centred(self, mean[:d], deviation[:d])
+        data, seen = about_their_mean(blocks, coordinates)
+        smooth, _ = penalties(self, coordinates)
+        objective = Huber(data, seen, smooth, self.getEpsilon(), precision(blocks))
+        start = objective.start(mean[d], deviation[d] or 1.0)
+        result = minimize_linear(self, objective.regularized, start, "l-bfgs", blocks.drain)
+        coef, intercept = coordinates.to_data(result.state.v[:-1])
+        return LinearRegressionModel(coef, intercept, result.state.v[-1])._trained(self, result)
+
+    def _label_and_features(self, blocks: Blocks) -> tuple[int, np.ndarray, np.ndarray]:
+        """The number of features; means and standard deviations of the features and the label."""
+        summary = Summary(*blocks.reduce(moments_with_label, merge))
+        d = blocks.n_features
+        population = (
+            self.getSolver() == "auto" and self.getLoss() == "squaredError" and d <= NORMAL_FEATURES
+        )
+        variance = summary.population_variance() if population else summary.variance()
+        return d, summary.mean, np.sqrt(variance)
 
     def _constant_label(
         self, d: int, mean: float, deviation: float
