@@ -27,6 +27,8 @@ MEMORY = 10  # pairs kept, as in pyspark.ml
 # Eigenvalues of the sampled Hessian below this share of its largest are rounding, or directions
 # that the sample does not know.
 RIDGE = 1e-8
+# Moves s and changes of the gradient y, oldest first.
+Pairs = tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Curvature(Point):
         Lower Cholesky factor of the sampled Hessian here.
     """
 
-    pairs: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    pairs: Pairs = ()
     factor: np.ndarray | None = None
 
 
@@ -54,16 +56,18 @@ def start(objective: Differentiable, v: np.ndarray, settings: SmoothSettings) ->
 
 def factorised(hessian: np.ndarray | None) -> np.ndarray | None:
     """Its lower Cholesky factor with a slight ridge; None where there is none to be had."""
-    if hessian is None or not np.isfinite(hessian).all() or not hessian.any():
-        return None
-    ridge = RIDGE * hessian.diagonal().max()
+    hessian = ridged(hessian)
     # Rounding in float32 rows, or rows far off centre, can exceed the ridge: go without.
     with contextlib.suppress(scipy.linalg.LinAlgError):
-        factor: np.ndarray = scipy.linalg.cholesky(
-            hessian + ridge * np.eye(len(hessian)), lower=True
-        )
-        return factor
+        return None if hessian is None else scipy.linalg.cholesky(hessian, lower=True)
     return None
+
+
+def ridged(hessian: np.ndarray | None) -> np.ndarray | None:
+    """A sampled Hessian with a slight ridge; None where it says nothing."""
+    if hessian is None or not np.isfinite(hessian).all() or not hessian.any():
+        return None
+    return hessian + RIDGE * hessian.diagonal().max() * np.eye(len(hessian))
 
 
 def step(objective: Differentiable, state: Curvature, settings: SmoothSettings) -> Curvature:
@@ -84,10 +88,8 @@ def step(objective: Differentiable, state: Curvature, settings: SmoothSettings) 
         return replace(state, stalled=True)
     value, gradient, hessian = found.evaluation
     norm, factor = float(np.linalg.norm(gradient)), factorised(hessian)
-    s, y = found.step * p, gradient - state.gradient
-    # Rounding may spoil y when the step is tiny: such a pair would break positive definiteness.
-    fits = s @ y > 1e-12 * np.linalg.norm(s) * np.linalg.norm(y)
-    pairs = (*state.pairs, (s, y))[-MEMORY:] if fits else state.pairs
+    s = found.step * p
+    pairs = with_pair(state.pairs, s, gradient - state.gradient)
     # A sample that serves needs no corrections, and those of another point would blur it.
     if factor is not None and norm <= SERVES * state.gradient_norm:
         pairs = ()
@@ -102,9 +104,16 @@ def step(objective: Differentiable, state: Curvature, settings: SmoothSettings) 
     )
 
 
+def with_pair(pairs: Pairs, s: np.ndarray, y: np.ndarray) -> Pairs:
+    """The last moves and changes of the gradient with one more, if it tells of curvature."""
+    # Rounding may spoil y when the step is tiny: such a pair would break positive definiteness.
+    fits = s @ y > 1e-12 * np.linalg.norm(s) * np.linalg.norm(y)
+    return (*pairs, (s, y))[-MEMORY:] if fits else pairs
+
+
 def two_loops(
     gradient: np.ndarray,
-    pairs: tuple[tuple[np.ndarray, np.ndarray], ...],
+    pairs: Pairs,
     factor: np.ndarray | None = None,
 ) -> np.ndarray:
     """The inverse Hessian's approximation times the gradient."""
