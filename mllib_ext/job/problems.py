@@ -108,9 +108,9 @@ def describe(error: ValidationError, model: type[BaseModel], raw: Any) -> list[s
     lines: dict[str, None] = {}  # unions report once a branch: keep one
     for details in error.errors(include_url=False):
         place = details["loc"]
-        # A single input is checked as a list of one: its writer saw no index.
-        if place[:2] == ("input", 0) and not isinstance(raw.get("input"), list):
-            place = ("input", *place[2:])
+        # A single input or join is checked as a list of one: its writer saw no index.
+        if place[1:2] == (0,) and isinstance(raw.get(place[0]), dict):
+            place = (place[0], *place[2:])
         lines[f"{dotted(place) or 'config'}: {_sentence(details, model)}"] = None
     return list(lines)
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mllib_ext.job.config import JobConfig, load
+from mllib_ext.job.config import TrainConfig, load
 from mllib_ext.job.problems import ConfigError
 from mllib_ext.job.yamlfile import dump
 
@@ -20,7 +20,7 @@ def problems(tmp_path):
         file = tmp_path / "job.yaml"
         file.write_text(text)
         with pytest.raises(ConfigError) as caught:
-            load(str(file), overrides)
+            load(TrainConfig, str(file), overrides)
         return list(caught.value.problems)
 
     return of
@@ -31,7 +31,7 @@ def config(tmp_path):
     def of(text, *overrides, output=None):
         file = tmp_path / "job.yaml"
         file.write_text(text)
-        return load(str(file), overrides, output)
+        return load(TrainConfig, str(file), overrides, output)
 
     return of
 
@@ -46,7 +46,7 @@ def test_the_smallest_config_has_defaults_for_the_rest(config):
 def test_the_resolved_config_reads_back_as_itself(config, tmp_path):
     job = config(SMALLEST + "features: [a, b]\nspark: {sql.shuffle.partitions: 4}")
     (tmp_path / "again.yaml").write_text(dump(job.resolved()))
-    assert load(str(tmp_path / "again.yaml")) == job
+    assert load(TrainConfig, str(tmp_path / "again.yaml")) == job
 
 
 def test_secrets_are_not_written_into_the_resolved_config(config):
@@ -67,7 +67,7 @@ def test_every_section_and_key_is_described():
                 if hasattr(part, "model_fields"):
                     yield from fields(part)
 
-    found = list(fields(JobConfig))
+    found = list(fields(TrainConfig))
     assert len(found) > 20
     assert [name for name, field in found if not field.description] == []
 
@@ -215,7 +215,7 @@ def test_a_file_that_is_no_mapping_in_yaml_is_one_line(problems, text, expected)
 def test_a_missing_file_is_one_line_with_the_nearest_name(tmp_path):
     (tmp_path / "digits.yaml").write_text(SMALLEST)
     with pytest.raises(ConfigError) as caught:
-        load(str(tmp_path / "digit.yaml"))
+        load(TrainConfig, str(tmp_path / "digit.yaml"))
     assert str(caught.value) == (
         f"{tmp_path}/digit.yaml: expected a config file, found no such file "
         "(did you mean 'digits.yaml'?)"
@@ -225,9 +225,9 @@ def test_a_missing_file_is_one_line_with_the_nearest_name(tmp_path):
 def test_a_file_that_is_not_text_and_a_directory_are_one_line(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="expected text in UTF-8"):
-        load(str(tmp_path / "binary.yaml"))
+        load(TrainConfig, str(tmp_path / "binary.yaml"))
     with pytest.raises(ConfigError, match="directory"):
-        load(str(tmp_path))
+        load(TrainConfig, str(tmp_path))
 
 
 def test_numbers_in_scientific_notation_are_numbers(config):

@@ -6,6 +6,7 @@ from pyspark.sql import functions as F
 
 from mllib_ext.job import inputs
 from mllib_ext.job.config import Source, Split
+from mllib_ext.job.split import is_test
 
 
 def source(**keys):
@@ -97,7 +98,7 @@ def rows(spark):
 
 
 def kept_for_testing(df, **split):
-    return {row.id for row in df.filter(inputs.is_test(df.schema, Split(**split))).collect()}
+    return {row.id for row in df.filter(is_test(df.schema, Split(**split))).collect()}
 
 
 def test_the_split_does_not_depend_on_partitions(rows):
@@ -132,6 +133,6 @@ def test_columns_without_a_hash_are_left_out_or_refused_by_name(spark):
     df = spark.createDataFrame([(1, {"a": 1})], "id int, m map<string,int>")
     assert kept_for_testing(df) <= {1}
     with pytest.raises(ValueError, match=r"split\.by column 'm': .*found map<string,int>"):
-        inputs.is_test(df.schema, Split(by=["m"]))
+        is_test(df.schema, Split(by=["m"]))
     with pytest.raises(ValueError, match=r"split\.by column 'idd'.*did you mean 'id'"):
-        inputs.is_test(df.schema, Split(by=["idd"]))
+        is_test(df.schema, Split(by=["idd"]))

@@ -260,7 +260,10 @@ def test_a_missing_input_is_named(refused, config, tmp_path):
         ({"features": ["a", "bb"]}, "features column 'bb': .*found no such column"),
         ({"features": "aa"}, "features column 'aa': .*did you mean 'a'"),
         ({"weight": "ww"}, "weight column 'ww': .*did you mean 'w'"),
-        ({"label": "parity"}, "label column 'parity': expected a numeric.*string; a StringIndexer"),
+        (
+            {"label": "parity"},
+            "label column 'parity': expected a numeric.*string; encode.index, or",
+        ),
         ({"features": ["parity"]}, "features column 'parity': expected a numeric.*found string"),
         ({"features": "a"}, "features column 'a': expected a vector.*found double"),
         ({"split": {"by": ["c"]}}, "split.by column 'c': expected one of"),
