@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import traceback
+from typing import Any
 
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import (
     AnalysisException,
     IllegalArgumentException,
@@ -37,11 +39,28 @@ def explanation(error: Exception) -> str | None:
             return text
         case AnalysisException() | ParseException() | IllegalArgumentException():
             return first_line(error)
+        case Py4JJavaError():
+            return _about_input(error.java_exception)
         case PySparkRuntimeError() if "JAVA_GATEWAY_EXITED" in text:
             return "Spark did not start: it needs Java 17 or later, which ./spark-submit.sh finds"
         case ValueError() | TypeError() if "expected" in text and "found" in text:
             return text
     return None
+
+
+def _about_input(java: Any) -> str | None:
+    """What Spark says of a file or a value of the input, inside a task; None for other failures.
+
+    A header that is not the schema's, a label that an indexer has not seen, a null that an
+    assembler meets: wrapped in errors about the task.
+    """
+    is_file = False
+    while java.getCause() is not None:
+        is_file = is_file or "FAILED_READ_FILE" in str(java.getMessage())
+        java = java.getCause()
+    frames = java.getStackTrace()
+    is_stage = len(frames) and str(frames[0].getClassName()).startswith("org.apache.spark.ml.")
+    return " ".join(str(java.getMessage()).split()) if is_file or is_stage else None
 
 
 def backtrace(error: Exception) -> str:

@@ -90,7 +90,7 @@ def _joined(
     rows = sides["input"].whole
     for name, join, other in others:
         sides[name] = enter(name, other)
-        rows = rows.join(sides[name].whole, listed(join.on), join.how)
+        rows = rows.join(sides[name].whole, listed(join.by), join.how)
     return rows, sides
 
 
@@ -101,12 +101,12 @@ def _entered(config: PrepareConfig, caches: ExitStack, name: str, frame: DataFra
 def _refuse_join(known: list[str], other: DataFrame, join: Join, name: str) -> list[str]:
     """The columns after a join; a ValueError for keys that are missing and names that clash."""
     theirs = [c for c in other.columns if c not in (declared.REASONS, declared.ORIGINAL)]
-    keys = listed(join.on)
+    keys = listed(join.by)
     for key in keys:
         for where, columns in (("the columns before it", known), ("its input", theirs)):
             if key not in columns:
                 raise ValueError(
-                    f"{name}.on: expected a column of {where}, {columns}, found {key!r}"
+                    f"{name}.by: expected a column of {where}, {columns}, found {key!r}"
                 )
     if join.how in ("semi", "anti"):
         return known

@@ -54,6 +54,7 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
     stages = pipelines.preparation(None, config.stages)
     encoding = pipelines.preparation(config.encode, [])
     tried = candidates(config.search)
+    grid = [{_param(key, estimator, stages): v for key, v in one.items()} for one in tried]
 
     with outputs.output_directory(config.output) as directory:
         data = inputs.read(spark, config.input)
@@ -64,11 +65,12 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
             refuse_metrics(config, rows.classes)
             before = [*encoding, *stages]
             # Not used again: it finds columns that are not there before hours of search.
-            _, prepared = pipelines.prepare(before, rows.train.drop(name))
+            first = [stage.copy(grid[0]) for stage in before]
+            _, prepared = pipelines.prepare(first, rows.train.drop(name))
             pipelines.refuse_columns(prepared.schema, config)
             pipeline = Candidates(stages=[*before, *between, estimator]).setFold(name)
             began = time.perf_counter()
-            found: Any = _search(pipeline, stages, rows.train, tried, config)
+            found: Any = _search(pipeline, rows.train, grid, config)
             seconds = time.perf_counter() - began
             table = ranked(tried, found.avgMetrics, found.stdMetrics, config.metric)
             if table[0]["mean"] is None:
@@ -132,20 +134,13 @@ def _draw(values: list[Any] | Range, rng: np.random.Generator) -> Any:
 
 
 def _search(
-    pipeline: Candidates,
-    stages: Sequence[Any],
-    rows: DataFrame,
-    tried: Sequence[dict[str, Any]],
-    config: TuneConfig,
+    pipeline: Candidates, rows: DataFrame, grid: list[dict[Any, Any]], config: TuneConfig
 ) -> CrossValidatorModel:
     estimator = pipeline.getStages()[-1]
-    grid = [
-        {_param(key, estimator, stages): value for key, value in params.items()} for params in tried
-    ]
     columns = pipelines.columns(estimator, config)
     search = config.search
     logger.info(
-        "searching: %d candidates of %s in %d folds", len(tried), type(estimator).__name__,
+        "searching: %d candidates of %s in %d folds", len(grid), type(estimator).__name__,
         search.folds,
     )  # fmt: skip
     validator: Any = CrossValidator(
@@ -154,7 +149,7 @@ def _search(
         evaluator=Score(
             metrics.evaluator(config.metric, columns),
             columns["predictionCol"],
-            search.folds * len(tried),
+            search.folds * len(grid),
         ),
         numFolds=search.folds,
         foldCol=pipeline.fold,

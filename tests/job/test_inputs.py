@@ -6,7 +6,7 @@ from pyspark.sql import functions as F
 
 from mllib_ext.job import inputs
 from mllib_ext.job.config import Source, Split
-from mllib_ext.job.split import is_test
+from mllib_ext.job.split import fold, is_test
 
 
 def source(**keys):
@@ -117,6 +117,29 @@ def test_the_split_keeps_its_share_and_another_seed_gives_another(rows):
     # 5 standard deviations of a binomial count
     assert len(first) == pytest.approx(3000, abs=230)
     assert len(first & second) == pytest.approx(900, abs=150)
+
+
+def test_folds_are_even_keep_groups_together_and_do_not_follow_from_the_split(rows):
+    split = Split(test=0.5)
+    part = fold(rows.schema, split, 3, seed=1).alias("fold")
+    both = rows.select(part, is_test(rows.schema, split).alias("test")).groupBy("fold", "test")
+    counts = [row["count"] for row in both.count().collect()]
+    # 5 standard deviations of a binomial count
+    assert counts == pytest.approx([10_000 / 6] * 6, abs=190)
+
+    part = fold(rows.schema, Split(by=["user"]), 3, seed=1).alias("fold")
+    assert rows.select("user", part).distinct().count() == 50
+    other = fold(rows.schema, split, 3, seed=2)
+    assert 0 < rows.filter(other != fold(rows.schema, split, 3, seed=1)).count() < 10_000
+
+
+def test_derived_columns_see_those_before_them_and_name_what_they_cannot_see(spark, tmp_path):
+    (tmp_path / "a.csv").write_text("1\n")
+    keys = {"format": "csv", "path": f"{tmp_path}/a.csv", "schema": "x int"}
+    df = inputs.read(spark, [source(**keys, derive={"x": "x + 1", "y": "x * 10"})])
+    assert df.first().asDict() == {"x": 2, "y": 20}
+    with pytest.raises(ValueError, match=r"input\.derive\.z: expected SQL over the columns, .*`y`"):
+        inputs.read(spark, [source(**keys, derive={"z": "y + 1"})])
 
 
 def test_no_share_tests_no_row(rows):

@@ -1,6 +1,5 @@
 """The main job, through its command line: what it writes, and what it says when it cannot."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -8,27 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from pyspark.ml import PipelineModel
 from pyspark.sql import functions as F
+from scripts import ROOT, load_job
 
-import mllib_ext
-
-ROOT = Path(mllib_ext.__path__[0]).parent
 JOB = ROOT / "jobs" / "train.py"
-
-
-def load_job():
-    spec: Any = importlib.util.spec_from_file_location("jobs_train", JOB)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-main = load_job().main
+main = load_job("train").main
 
 
 @pytest.fixture(scope="module")

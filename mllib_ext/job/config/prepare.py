@@ -17,7 +17,8 @@ class Join(Section):
     """Another input, joined by columns of the same name."""
 
     input: Source = Field(description="What to join.")
-    on: TextOrList = Field(description="The column or columns that both sides have.")
+    # Not "on", as in Spark: YAML takes that word for true.
+    by: TextOrList = Field(description="The column or columns that both sides have.")
     how: Literal["inner", "left", "right", "full", "semi", "anti"] = Field(
         default="inner", description="As in Spark."
     )

@@ -41,8 +41,7 @@ class Source(Section):
     derive: dict[str, str] = Field(
         default={},
         description="Columns to add or to replace, in this order: SQL by the column's name, as in "
-        "'log(price)'. Not part of the model: what features need later too, a SQLTransformer "
-        "among the stages can make.",
+        "'log(price)'. Not part of the model: a job that predicts with it derives them as well.",
     )
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from mllib_ext.job import metrics
 from mllib_ext.job.config.pipeline import column_params
 from mllib_ext.job.config.section import Section
 from mllib_ext.job.config.train import TrainConfig
-from mllib_ext.job.problems import Wrong, found, refuse
+from mllib_ext.job.problems import Wrong, below, found, refuse
 from mllib_ext.job.stages import params_of, wrong_stage
 from mllib_ext.names import did_you_mean
 
@@ -52,9 +52,8 @@ def _space(values: Any) -> Any:
             try:
                 space[key] = Range.model_validate(value)
             except ValidationError as error:
-                for one in error.errors(include_url=False):
-                    place, text = one["loc"] or ("",), one["msg"]
-                    wrongs.append(Wrong([key, *place], RANGE, f"{found(one['input'])}: {text}"))
+                for wrong in below(error, Range):
+                    wrongs.append(Wrong([key, *wrong.place], wrong.expected, wrong.found))
         else:
             wrongs.append(Wrong([key], RANGE, found(value)))
     refuse(wrongs)
