@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from pyspark.sql import SparkSession
 
 from mllib_ext.job import yamlfile
-from mllib_ext.job.config import JobConfig, load
+from mllib_ext.job.config import load
+from mllib_ext.job.config.job import Config
 from mllib_ext.job.errors import backtrace, explanation
 from mllib_ext.job.log import logged
 from mllib_ext.job.problems import ConfigError
 from mllib_ext.job.session import Terminated, interruptible, session
 
 FAILED, MISUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-
-Config = TypeVar("Config", bound=JobConfig)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

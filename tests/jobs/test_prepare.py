@@ -147,6 +147,12 @@ def test_columns_are_imputed_indexed_and_encoded_and_the_stages_are_saved(run, s
     x = model.transform(stranger).first().features.toArray()
     assert list(x[2:]) == [0, 0, 0, 0, 0, 1]
 
+    # later rows are made ready by the same stages
+    later = run("predict", {**people, "model": str(result.path)})
+    assert later.code == 0, later.err
+    again = spark.read.parquet(str(later.path / "predictions"))
+    assert {r.id: r.features for r in again.collect()} == {i: list(r.x) for i, r in rows.items()}
+
 
 @pytest.mark.parametrize(
     ("partition", "fullest"),
