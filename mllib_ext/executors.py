@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from mllib_ext.blockfile import (
     spare_collector,
     write_partition,
 )
-from mllib_ext.partials import Merge, Partial, Stage, of_partition
+from mllib_ext.partials import Merge, Partial, Stage, of_partition, packed
 
 # Up to here parameters ride in the task itself, which saves a broadcast's 10 ms a round.
 CLOSURE_BYTES = 1 << 18
@@ -48,7 +48,8 @@ def run_stage(
     for handle in [
         Handle.of(row) for row in rows
     ]:  # all input first: an unread one kills the worker
-        yield of_partition(handle, read_blocks(handle), stage, merge, parameters)
+        part = of_partition(handle, read_blocks(handle), stage, merge, parameters)
+        yield part if part.values is None else replace(part, values=packed(part.values))
 
 
 class Shipment:

@@ -16,6 +16,9 @@ import numpy as np
 if TYPE_CHECKING:
     from mllib_ext.blockfile import Block, Handle
 
+# Below this size to look for zeros costs as much as to send them.
+PACKED_BYTES = 1 << 16
+
 Stage = Callable[..., tuple[Any, ...]]
 Merge = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
 
@@ -58,9 +61,51 @@ def of_partition(
     return Partial(handle, True, values, time.perf_counter() - began)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """An array of mostly zeros on its way to the driver: the places and values of the others.
+
+    A partition of sparse rows touches few of a million columns. The driver unpacks one partition
+    at a time, so that it never holds a dense vector for each of them.
+    """
+
+    places: np.ndarray
+    values: np.ndarray
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.places.nbytes + self.values.nbytes
+
+    def unpack(self) -> np.ndarray:
+        """The array again."""
+        array = np.zeros(self.shape, self.values.dtype)
+        array.ravel()[self.places] = self.values
+        return array
+
+
+def packed(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Values with their large arrays of mostly zeros packed."""
+    return tuple(map(_pack, values))
+
+
+def unpacked(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same values, all arrays as they were."""
+    return tuple(v.unpack() if isinstance(v, Packed) else v for v in values)
+
+
+def _pack(value: Any) -> Any:
+    if not isinstance(value, np.ndarray) or value.nbytes < PACKED_BYTES or value.dtype.hasobject:
+        return value
+    places = np.flatnonzero(value)
+    if 3 * len(places) > value.size:
+        return value
+    return Packed(places, value.ravel()[places], value.shape)
+
+
 def total(values: Iterable[tuple[Any, ...] | None], merge: Merge | None) -> tuple[Any, ...]:
     """The values of all partitions as one, joined from left to right."""
-    whole = reduce(merge or _add, [v for v in values if v is not None])
+    whole = reduce(merge or _add, (unpacked(v) for v in values if v is not None))
     return tuple(v[()] if isinstance(v, np.ndarray) and v.ndim == 0 else v for v in whole)
 
 

@@ -73,6 +73,10 @@ def collected(blocks):
     return np.concatenate(X), np.concatenate(y), np.concatenate(w), id, where, kinds
 
 
+def add_columns(left, right):
+    return tuple(a + b for a, b in zip(left, right, strict=True))
+
+
 def failing(block, *parameters):
     raise ZeroDivisionError("in a stage")
 
@@ -677,8 +681,22 @@ def test_a_million_sparse_features_never_become_dense(spark):
     assert max(peaks) < 1 << 20, "kilobytes"
 
 
-def add_columns(left, right):
-    return tuple(a + b for a, b in zip(left, right, strict=True))
+def columns_of_one(block):
+    return np.asarray(block.X.sum(axis=0)), block.n
+
+
+@pytest.mark.parametrize("merge", [None, add_columns])
+def test_a_partition_sends_no_zeros_of_columns_that_it_does_not_have(spark, merge):
+    d = 100_000
+    vectors = [Vectors.sparse(d, [i, d - 1], [1.0, -2.0]) for i in range(40)]
+    with Blocks.of(vector_frame(spark, vectors, 4), "features") as blocks:
+        sums, n = blocks._round(columns_of_one, merge, ())
+        assert blocks.drain()[0].bytes_up < 4_000
+    assert n == 40
+    assert sums.shape == (d,)
+    assert sums[:40].tolist() == [1.0] * 40
+    assert sums[d - 1] == -80.0
+    assert np.count_nonzero(sums) == 41
 
 
 @pytest.mark.parametrize("limit", [1, 7])
@@ -715,10 +733,6 @@ def test_data_behind_a_shuffle_under_adaptive_execution(spark):
 
 
 # --- small data on the driver, and the round that runs ahead ------------------------------------
-
-
-def merged(left, right):
-    return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -771,11 +785,13 @@ def test_the_round_that_ran_ahead_costs_no_job_and_gives_the_same(spark, driver_
     given: Any = {"label": "y", "weight": "w"}
     with (
         Blocks.of(df, "x", **given) as later,
-        Blocks.of(df, "x", **given, driver_bytes=driver_bytes, ahead=(moments, merged)) as ahead,
+        Blocks.of(
+            df, "x", **given, driver_bytes=driver_bytes, ahead=(moments, add_columns)
+        ) as ahead,
     ):
-        first = ahead.reduce(moments, merged)
+        first = ahead.reduce(moments, add_columns)
         assert ahead.drain() == ()
-        for ours, theirs in zip(first, later.reduce(moments, merged), strict=True):
+        for ours, theirs in zip(first, later.reduce(moments, add_columns), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         assert ahead.sum(count) == (100_000,), "other rounds are as ever"
         assert len(ahead.drain()) == 1
