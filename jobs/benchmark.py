@@ -10,13 +10,13 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
-from rich.console import Console
 
-from mllib_ext.job import benchmark
+from mllib_ext.job import benchmark, cli, comparisons
+from mllib_ext.job.benchmark_data import Problem, generate
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the comparisons; 0 when all of them ran."""
+    """Run the comparisons; the exit code: 0, 1 (failed), 2 (misused), 130 (interrupted)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,12 +30,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--format", default="parquet", help="of --path: parquet, libsvm, ...")
     parser.add_argument("--partitions", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tasks", nargs="+", choices=benchmark.TASKS, default=[*benchmark.TASKS])
+    parser.add_argument(
+        "--tasks", nargs="+", choices=comparisons.TASKS, default=[*comparisons.TASKS]
+    )
     parser.add_argument("--output", type=Path, help="write all figures here, as JSON")
-    options = parser.parse_args(argv)
+    return cli.run_without_config(compare, parser, argv, name="mllib_ext benchmark")
 
-    spark = SparkSession.builder.appName("mllib_ext benchmark").getOrCreate()
-    problem = benchmark.Problem(
+
+def compare(spark: SparkSession, options: argparse.Namespace) -> str:
+    """The comparisons that were asked for, as a table."""
+    problem = Problem(
         options.rows,
         options.features,
         options.classes,
@@ -48,19 +52,18 @@ def main(argv: list[str] | None = None) -> int:
         # LIBSVM files call the classes -1 and 1.
         df = df.withColumn("label", F.when(F.col("label") == -1, 0.0).otherwise(F.col("label")))
     else:
-        df = benchmark.generate(spark, problem, options.partitions)
+        df = generate(spark, problem, options.partitions)
     df = df.cache()
     df.count()
-    comparisons = [
+    found = [
         comparison
         for task in options.tasks
-        for comparison in benchmark.TASKS[task](spark, df, options.repeats)
+        for comparison in comparisons.TASKS[task](spark, df, options.repeats)
     ]
-    Console(width=140).print(benchmark.table(comparisons))
     if options.output:
         data = {"path": options.path} if options.path else vars(problem)
-        options.output.write_text(benchmark.as_json(spark, data, comparisons))
-    return 0
+        options.output.write_text(benchmark.as_json(spark, data, found))
+    return benchmark.table(found)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@
 import sys
 
 from mllib_ext.job import cli
+from mllib_ext.job.config import TrainConfig
 from mllib_ext.job.training import train
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; the exit code: 0, 1 (failed), 2 (misused), 130 (interrupted)."""
-    return cli.run(train, argv, description=__doc__)
+    return cli.run(train, TrainConfig, argv, description=__doc__)
 
 
 if __name__ == "__main__":

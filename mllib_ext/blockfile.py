@@ -133,6 +133,7 @@ class Layout:
     weight: str | None
     id: str | None
     directory: str  # a name of its own below every executor's local directories
+    block_bytes: int | None = None  # of a block's values; None for what suits the cache
     ahead: tuple[Stage, Merge | None] | None = None
 
 
@@ -249,11 +250,17 @@ class _Writer:
 
     def _block_rows(self, X: Matrix) -> int:
         """How many rows such as these a block may hold."""
+        asked = self.layout.block_bytes
         if isinstance(X, np.ndarray):
-            return int(np.clip(BLOCK_BYTES // (X.shape[1] * X.itemsize), 64, BLOCK_ROWS))
+            row = X.shape[1] * X.itemsize
+            if asked is not None:
+                return max(1, asked // row)
+            return int(np.clip(BLOCK_BYTES // row, 64, BLOCK_ROWS))
         # Each block of a sum adds dense vectors of d: the longer they, the more values share one.
         stored = sum(sparse.nnz for sparse, *_ in self._pending)
         n = sum(part[0].shape[0] for part in self._pending)
+        if asked is not None:
+            return max(1, asked * n // (12 * max(1, stored)))
         most = max(BLOCK_BYTES, 32 * X.shape[1]) * n // (12 * max(1, stored))
         return int(np.clip(most, 64, 4 * BLOCK_ROWS))
 

@@ -129,6 +129,7 @@ class Blocks:
         label: str | None = None,
         weight: str | None = None,
         id: str | None = None,
+        block_bytes: int | None = None,
         driver_bytes: int = 0,
         ahead: tuple[Stage, Merge | None] | None = None,
     ) -> Blocks:
@@ -141,6 +142,8 @@ class Blocks:
             A vector column, an ``array<float>`` or ``array<double>`` column, or numeric columns.
         label, weight, id : str, optional
             Columns to carry along. Weights are 0 or more.
+        block_bytes : int, optional
+            The size of a block; a few megabytes unless given, which suit the processor's cache.
         driver_bytes : int
             Blocks of so many bytes together, or fewer, are moved to the driver: a Spark job costs
             more than a pass over a few megabytes. Rounds and results are the same.
@@ -182,7 +185,7 @@ class Blocks:
             data_type(df.schema, id, "id")
             columns.append(quoted(id).alias("id"))
         name = f"mllib_ext-{uuid.uuid4().hex}"
-        layout = Layout(resolved, None, label, weight, id, name, ahead)
+        layout = Layout(resolved, None, label, weight, id, name, block_bytes, ahead)
         metadata = df.schema[label].metadata if label is not None else {}
         executors = Executors(spark, df.select(*columns), layout.directory)
         return cls(executors, layout, driver_bytes, metadata)

@@ -84,7 +84,7 @@ class _Grid:
         estimator = self._estimators[index]
         try:
             with self._lock:
-                key = repr(_columns(estimator))
+                key = repr((_columns(estimator), estimator.getOrDefault("maxBlockSizeInMB")))
                 if key not in self._blocks:
                     self._blocks[key] = training_blocks(estimator, self._dataset)
                 blocks = self._blocks[key]
@@ -104,11 +104,13 @@ def _close(blocks: dict[str, Blocks]) -> None:
 def training_blocks(estimator: Any, dataset: DataFrame) -> Blocks:
     """The blocks of a supervised estimator's features, label and weight columns."""
     features, label, weight = _columns(estimator)
+    megabytes = estimator.getOrDefault("maxBlockSizeInMB")
     return Blocks.of(
         dataset,
         features,
         label=label,
         weight=weight,
+        block_bytes=round(megabytes * (1 << 20)) or None,
         driver_bytes=DRIVER_BYTES,
         ahead=estimator._first_round(),
     )

@@ -18,11 +18,11 @@ from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.losses import Loss
 from mllib_ext.objective import (
     CURVATURE_PARAMETERS,
-    SAMPLED_ROWS,
     Coordinates,
     Objective,
     Shifted,
     Sums,
+    sampling,
 )
 from mllib_ext.optimizers import gd, lbfgs, newton, owlqn, proximal
 from mllib_ext.optimizers.loop import Result
@@ -182,8 +182,8 @@ def auto_solver(blocks: Blocks, n_parameters: int) -> str:
     Newton where L-BFGS would take all rows for its sample of the Hessian, as it is exact at the
     same price: docs/decisions/0002-solver-auto.md.
     """
-    few = n_parameters <= CURVATURE_PARAMETERS and blocks.n_rows < 2 * SAMPLED_ROWS * n_parameters
-    return "newton" if few else "l-bfgs"
+    exact = n_parameters <= CURVATURE_PARAMETERS and sampling(blocks, n_parameters) == 1
+    return "newton" if exact else "l-bfgs"
 
 
 def about_their_mean(blocks: Blocks, coordinates: Coordinates) -> tuple[Sums, Coordinates]:

@@ -29,6 +29,8 @@ class Arrays:
         How often each stage function has been run over the data, by its name.
     """
 
+    on_driver = False  # the costs of a cluster are what minimizers are made for
+
     def __init__(self, blocks: Iterable[Block]) -> None:
         self.blocks = list(blocks)
         self.rounds: Counter[str] = Counter()

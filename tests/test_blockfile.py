@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,6 +103,18 @@ def test_a_dense_block_holds_a_few_megabytes(tmp_path, d, most):
     assert sum(block.n for block in found) == len(X)
     assert all(most / 2 <= block.n <= most for block in found[:-1])
     assert most == 64 or found[0].X.nbytes <= BLOCK_BYTES
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_blocks_are_as_large_as_asked_for(tmp_path, rng, sparse):
+    X = sp.random_array((20_000, 50), density=0.2, format="csr", rng=rng)
+    whole = layout(VECTORS, sparse=True) if sparse else layout()
+    asked = replace(whole, block_bytes=100_000)
+    found = blocks_of(tmp_path, asked, *batches(arrow(X if sparse else X.toarray()), 3_000))
+    assert sum(block.n for block in found) == 20_000
+    sizes = [12 * block.X.nnz if sparse else block.X.nbytes for block in found[:-1]]
+    assert min(sizes) > 40_000
+    assert max(sizes) < 110_000
 
 
 def test_a_wide_csr_block_has_as_many_values_as_its_sums(tmp_path, rng):
@@ -242,7 +255,7 @@ def files(disks):
 def the_handle(layout, parts):
     (batch,) = write_partition(layout, iter(parts))
     (row,) = batch.to_pylist()
-    return Handle(**row)
+    return Handle.of([*row.values()])
 
 
 def test_a_handle_says_what_was_written(disks):

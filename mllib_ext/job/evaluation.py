@@ -1,156 +1,115 @@
-"""Metrics of predictions, by Spark's own evaluators."""
+"""An evaluation job from its config to its result: read, load a model, predict, measure, write."""
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import time
+from typing import Any
 
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
-from pyspark.ml.evaluation import (
-    BinaryClassificationEvaluator,
-    ClusteringEvaluator,
-    Evaluator,
-    MulticlassClassificationEvaluator,
-    RegressionEvaluator,
-)
-from pyspark.sql import DataFrame
+from pyspark.ml import PipelineModel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
-from mllib_ext.columns import quoted
-from mllib_ext.job.stages import params_of
+from mllib_ext.columns import data_type, number, quoted
+from mllib_ext.job import inputs, metrics, models, outputs
+from mllib_ext.job.config import EvaluateConfig
+from mllib_ext.job.scores import scores
+from mllib_ext.job.summary import metrics_table, output_line
 
-logger = logging.getLogger(__name__)
-
-Task = Literal["classification", "regression", "clustering"]
-
-BINARY = ("areaUnderROC", "areaUnderPR")
-MULTICLASS = (
-    "accuracy",
-    "f1",
-    "weightedPrecision",
-    "weightedRecall",
-    "weightedFMeasure",
-    "weightedTruePositiveRate",
-    "weightedFalsePositiveRate",
-    "hammingLoss",
-    "logLoss",
-)
-METRICS: Mapping[Task, tuple[str, ...]] = {
-    "classification": BINARY + MULTICLASS,
-    "regression": ("rmse", "mse", "mae", "r2", "var"),
-    "clustering": ("silhouette",),
-}
+SIDE = "input"
 
 
-def task_of(estimator: type) -> Task | None:
-    """What an estimator's predictions are, told by its Params; None where it makes none."""
-    params = params_of(estimator)
-    if "predictionCol" not in params:
-        return None
-    if "labelCol" not in params:
-        return "clustering"
-    return "classification" if "rawPredictionCol" in params else "regression"
-
-
-def default_metrics(estimator: type, classes: int | None) -> tuple[str, ...]:
-    """The metrics to compute where a config names none.
+def evaluate(spark: SparkSession, config: EvaluateConfig) -> str:
+    """Run an evaluation job. The summary for its user.
 
     Parameters
     ----------
-    estimator : type
-    classes : int or None
-        The number of classes, where the task is classification.
+    spark : SparkSession
+    config : EvaluateConfig
+
+    Raises
+    ------
+    FileExistsError
+        The output exists: before anything is read.
+    FileNotFoundError, ValueError, TypeError
+        No model or no input there; a column that is missing or of the wrong type; a metric that
+        does not fit the model: before anything is predicted.
     """
-    match task_of(estimator):
-        case "classification":
-            binary = BINARY if classes is not None and classes <= 2 else ()
-            loss = ("logLoss",) if "probabilityCol" in params_of(estimator) else ()
-            return (*binary, "accuracy", "f1", *loss)
-        case "regression":
-            return ("rmse", "mae", "r2")
-        case "clustering":
-            return ("silhouette",)
-    return ()
+    with outputs.output_directory(config.output) as directory:
+        model = models.load(spark, config.model)
+        names = _metrics(model, config)
+        data = inputs.read(spark, config.input)
+        models.refuse_columns(model, data.schema)
+        predictions, columns = _predictions(model, data, config)
+        began = time.perf_counter()
+        rows = _count(predictions, columns)
+        task = metrics.task_of(type(model.stages[-1]))
+        found = scores({SIDE: predictions}, names, columns, task)
+        result = {
+            "name": config.name,
+            "model": config.model,
+            "rows": rows,
+            "seconds": time.perf_counter() - began,
+            **{key: value[SIDE] for key, value in found.items()},
+        }
+        outputs.write_report(directory, config, result)
+    lines = [
+        f"{config.name}: {rows:,} rows evaluated in {result['seconds']:.1f} s",
+        "",
+        *metrics_table(found["metrics"], {SIDE: rows}),
+        "",
+        output_line(config),
+    ]
+    return "\n".join(lines)
 
 
-def evaluate(
-    predictions: DataFrame,
-    metrics: Sequence[str],
-    columns: Mapping[str, str],
-    split: str,
-) -> dict[str, float | None]:
-    """Compute metrics, each in a pass of its own over the cached columns that they need.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        What a model's ``transform`` gave.
-    metrics : sequence of str
-        Names out of :data:`METRICS`.
-    columns : mapping of str to str
-        ``labelCol``, ``weightCol``, ``featuresCol``, ``predictionCol``, ``rawPredictionCol``,
-        ``probabilityCol``: those that there are.
-    split : str
-        The name of the data in warnings.
-
-    Returns
-    -------
-    dict of str to float or None
-        None, with a warning, for a metric that the data does not have: a model that took hours
-        to train is not lost for that.
-    """
-    if not metrics:
-        return {}
-    needed = {columns[c]: quoted(columns[c]) for m in metrics for c in _columns(m) if c in columns}
-    for param in ("labelCol", "weightCol"):
-        if columns.get(param) in needed:  # Spark's evaluators refuse a label of true and false
-            name = columns[param]
-            needed[name] = quoted(name).cast("double").alias(name)
-    cached = predictions.select(*needed.values()).persist()
-    try:
-        return {name: _value(cached, name, columns, split) for name in metrics}
-    finally:
-        cached.unpersist()
+def _metrics(model: PipelineModel, config: EvaluateConfig) -> list[str]:
+    last = model.stages[-1]
+    if metrics.task_of(type(last)) is None:
+        raise ValueError(
+            f"model: expected one that predicts, found {type(last).__name__}, which does not"
+        )
+    wrong = metrics.wrong_metrics(type(last), config.evaluation or ())
+    if wrong:
+        raise ValueError(
+            "; ".join(f"evaluation: expected {w.expected}, found {w.found}" for w in wrong)
+        )
+    if config.evaluation is not None:
+        return config.evaluation
+    return list(metrics.default_metrics(type(last), getattr(last, "numClasses", None)))
 
 
-def _columns(metric: str) -> tuple[str, ...]:
-    """The column Params of a metric's evaluator that matter to this metric."""
-    if metric in BINARY:
-        return "labelCol", "weightCol", "rawPredictionCol"
-    if metric == "logLoss":
-        return "labelCol", "weightCol", "predictionCol", "probabilityCol"
-    if metric == "silhouette":
-        return "featuresCol", "weightCol", "predictionCol"
-    return "labelCol", "weightCol", "predictionCol"
+def _predictions(
+    model: PipelineModel, data: DataFrame, config: EvaluateConfig
+) -> tuple[DataFrame, dict[str, str]]:
+    """The model's predictions, and its columns by their Param: those that there are."""
+    columns = models.output_columns(model.stages[-1])
+    predictions = model.transform(data)
+    if "labelCol" in columns:
+        indexer = models.label_indexer(model)
+        source = indexer[0] if indexer is not None else columns["labelCol"]
+        if config.label is None and columns["labelCol"] not in predictions.columns:
+            data_type(data.schema, source, "label")  # it says that this one is not there
+        columns["labelCol"] = config.label or columns["labelCol"]
+        number(predictions.schema, columns["labelCol"], "label")
+    if config.weight is not None:
+        number(predictions.schema, config.weight, "weight")
+        columns["weightCol"] = config.weight
+    return predictions, columns
 
 
-def _value(
-    predictions: DataFrame, metric: str, columns: Mapping[str, str], split: str
-) -> float | None:
-    try:
-        value = _evaluator(metric, columns).evaluate(predictions)
-    except (PySparkException, Py4JJavaError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if isinstance(error, Py4JJavaError):
-            reason = str(error.java_exception.getMessage())
-        logger.warning("%s of the %s rows could not be computed: %s", metric, split, reason)
-        return None
-    if not math.isfinite(value):
-        logger.warning("%s of the %s rows is %s", metric, split, value)
-        return None
-    return float(value)
-
-
-def _evaluator(metric: str, columns: Mapping[str, str]) -> Evaluator:
-    params = {name: columns[name] for name in _columns(metric) if name in columns}
-    cls: Any = RegressionEvaluator
-    if metric in BINARY:
-        cls = BinaryClassificationEvaluator
-    elif metric in MULTICLASS:
-        cls = MulticlassClassificationEvaluator
-    elif metric == "silhouette":
-        cls = ClusteringEvaluator
-    evaluator: Evaluator = cls(metricName=metric, **params)
-    return evaluator
+def _count(predictions: DataFrame, columns: dict[str, str]) -> int:
+    """The number of rows; a ValueError where there are none, or the label is not a number."""
+    label = columns.get("labelCol")
+    y: Any = quoted(label).cast("double") if label is not None else F.lit(0.0)
+    counts = predictions.agg(
+        F.count("*").alias("rows"), F.count_if(y.isNull() | F.isnan(y)).alias("bad")
+    ).first()
+    assert counts is not None  # an aggregate has a row
+    if counts["rows"] == 0:
+        raise ValueError("input: expected at least one row, found no rows")
+    if counts["bad"]:
+        raise ValueError(
+            f"label column {label!r}: expected a finite number in every row, found null or NaN in "
+            f"{counts['bad']} of them"
+        )
+    return int(counts["rows"])

@@ -1,34 +1,24 @@
-"""DataFrames out of a config: read, united, checked, divided into training and test rows."""
+"""DataFrames out of a config: read, derived, united."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
-from pyspark.errors import AnalysisException
+from pyspark.errors import AnalysisException, ParseException
 from pyspark.ml.functions import array_to_vector
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import (
-    ArrayType,
-    BooleanType,
-    DataType,
-    MapType,
-    NumericType,
-    StringType,
-    StructType,
-    VariantType,
-)
+from pyspark.sql.types import NumericType, StructType
 
 from mllib_ext import storage
-from mllib_ext.columns import Features, data_type, number, quoted
-from mllib_ext.job.config import FILES, JobConfig, Source, Split
+from mllib_ext.job.config import FILES, Source
+from mllib_ext.job.config.section import listed
+from mllib_ext.job.errors import first_line
 from mllib_ext.names import did_you_mean
 
-# Row hashes fall into this many equal parts, of which `split.test` is a share.
-PARTS = 1 << 31
+Reader = Callable[[SparkSession, Source, str], DataFrame]
 
 
 def read(spark: SparkSession, sources: Sequence[Source]) -> DataFrame:
@@ -41,20 +31,38 @@ def read(spark: SparkSession, sources: Sequence[Source]) -> DataFrame:
     ValueError
         An input that cannot be read, or has other columns than the first one.
     """
+    return united(spark, sources, _read)
+
+
+def united(spark: SparkSession, sources: Sequence[Source], reader: Reader) -> DataFrame:
+    """What ``reader(spark, source, name)`` makes of each input, united by column name."""
     many = len(sources) > 1
     names = [f"input.{i}" if many else "input" for i in range(len(sources))]
-    frames = [_read(spark, source, name) for source, name in zip(sources, names, strict=True)]
-    united = frames[0]
+    frames = [reader(spark, source, name) for source, name in zip(sources, names, strict=True)]
+    whole = frames[0]
     for name, frame in zip(names[1:], frames[1:], strict=True):
         _refuse_other_columns(frames[0].schema, frame.schema, names[0], name)
-        united = united.unionByName(frame)
-    return united
+        whole = whole.unionByName(frame)
+    return whole
 
 
 def _read(spark: SparkSession, source: Source, name: str) -> DataFrame:
+    return derived(load(spark, source, name), source.derive, f"{name}.derive")
+
+
+def load(spark: SparkSession, source: Source, name: str) -> DataFrame:
+    """One input as it is, without what it derives.
+
+    Parameters
+    ----------
+    spark : SparkSession
+    source : Source
+    name : str
+        Its key in the config, for messages.
+    """
     if source.dataset is not None:
         return _sklearn(spark, source.dataset)
-    paths = [source.path] if isinstance(source.path, str) else source.path
+    paths = listed(source.path) if source.path is not None else None
     if source.format in FILES:
         # Spark would say so too, after a warning with a Java stack trace.
         for path in paths or ():
@@ -70,7 +78,7 @@ def _read(spark: SparkSession, source: Source, name: str) -> DataFrame:
         return reader.load(paths)
     except AnalysisException as error:
         expected = f"input that can be read as {source.format}"
-        raise ValueError(f"{name}: expected {expected}, found: {_why(error)}") from None
+        raise ValueError(f"{name}: expected {expected}, found: {first_line(error)}") from None
     except Exception as error:
         if "DATA_SOURCE_NOT_FOUND" not in str(error):
             raise
@@ -80,10 +88,22 @@ def _read(spark: SparkSession, source: Source, name: str) -> DataFrame:
         ) from None
 
 
-def _why(error: AnalysisException) -> str:
-    """The first line of Spark's message, without its codes."""
-    line = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-    return re.sub(r"^\[[A-Z_.0-9]+\] | SQLSTATE: \w+", "", line.strip())
+def derived(frame: DataFrame, columns: Mapping[str, str], key: str) -> DataFrame:
+    """Columns added or replaced, one after the other, by SQL over those before.
+
+    Raises
+    ------
+    ValueError
+        SQL that Spark cannot read over these columns.
+    """
+    for name, sql in columns.items():
+        try:
+            frame = frame.withColumn(name, F.expr(sql))
+        except (AnalysisException, ParseException) as error:
+            raise ValueError(
+                f"{key}.{name}: expected SQL over the columns, found {sql!r}: {first_line(error)}"
+            ) from None
+    return frame
 
 
 def _sklearn(spark: SparkSession, dataset: str) -> DataFrame:
@@ -115,85 +135,3 @@ def _refuse_other_columns(first: StructType, other: StructType, one: str, two: s
                 f"{two}: column {name!r}: expected {mine.simpleString()} as in {one}, "
                 f"found {theirs.simpleString()}"
             )
-
-
-def refuse_columns(schema: StructType, config: JobConfig, label: str | None) -> None:
-    """A ValueError or TypeError for a column that is missing or of the wrong type.
-
-    Parameters
-    ----------
-    schema : StructType
-        What the estimator will see.
-    config : JobConfig
-    label : str or None
-        The label, where the estimator takes one.
-    """
-    text = "; a StringIndexer in `stages` turns text into numbers"
-    if any(s.format == "csv" and s.schema_ is None for s in config.input):
-        text += ", and without `schema` or the option inferSchema every column of a csv is text"
-    for name in _listed(config.features) if isinstance(config.features, list) else ():
-        _refuse(schema, name, "features", text)
-    Features.of(schema, config.features)
-    for column, role in ((label, "label"), (config.weight, "weight")):
-        if column is not None:
-            _refuse(schema, column, role, text)
-
-
-def _refuse(schema: StructType, name: str, role: str, hint: str) -> None:
-    try:
-        number(schema, name, role)
-    except TypeError as error:
-        text = isinstance(schema[name].dataType, StringType)
-        raise TypeError(f"{error}{hint if text else ''}") from None
-
-
-def _listed(names: str | Iterable[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
-
-
-def used_columns(config: JobConfig, label: str | None) -> list[str]:
-    """The columns that a job without ``stages`` needs, each once."""
-    names = [*_listed(config.features), label, config.weight]
-    return list(dict.fromkeys(name for name in names if name is not None))
-
-
-def is_test(schema: StructType, split: Split) -> Column:
-    """Whether a row is for testing: a hash of the row itself decides.
-
-    ``randomSplit`` depends on how rows lie in partitions, so that a recomputed partition, another
-    cluster or another reader gives another split; a row's hash is the same everywhere. Rows that
-    are equal land on the same side: none of them is both trained on and tested with.
-
-    Raises
-    ------
-    ValueError
-        A column of ``split.by`` that is missing or cannot be hashed.
-    """
-    for name in split.by or ():
-        if not _hashable(data_type(schema, name, "split.by")):
-            kind = schema[name].dataType.simpleString()
-            raise ValueError(f"split.by column {name!r}: expected a type with a hash, found {kind}")
-    names = split.by or [field.name for field in schema if _hashable(field.dataType)]
-    hashed = F.xxhash64(*[quoted(name) for name in names], F.lit(split.seed))
-    return F.pmod(hashed, F.lit(PARTS)) < F.lit(round(split.test * PARTS))
-
-
-def _hashable(kind: DataType) -> bool:
-    """Spark hashes neither maps nor variants."""
-    match kind:
-        case ArrayType():
-            return _hashable(kind.elementType)
-        case StructType():
-            return all(_hashable(field.dataType) for field in kind)
-    return not isinstance(kind, MapType | VariantType)
-
-
-def label_summary(schema: StructType, label: str | None) -> dict[str, Column]:
-    """Aggregates of the label beside a count of rows: ``bad`` (null or not finite), ``top``."""
-    if label is None or label not in schema.names:  # a stage will make it
-        return {}
-    if not isinstance(schema[label].dataType, NumericType | BooleanType):
-        return {}
-    y: Any = quoted(label).cast("double")
-    bad = y.isNull() | F.isnan(y) | (F.abs(y) == float("inf"))
-    return {"bad": F.count_if(bad), "top": F.max(y)}

@@ -1,4 +1,4 @@
-"""What a training job leaves: the fitted pipeline, metrics, the resolved config, the history."""
+"""What jobs leave: a report, the resolved config and, by job, a model, its history, data."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from mllib_ext.optimizers.loop import Record
 logger = logging.getLogger(__name__)
 
 MODEL, METRICS, CONFIG, HISTORY = "model", "metrics.json", "config.yaml", "history.jsonl"
+# Of jobs that write rows: below the result, whose other files a reader would take for data.
+PREDICTIONS, DATA, QUARANTINE = "predictions", "data", "quarantine"
 
 
 @contextmanager
@@ -37,7 +39,7 @@ def output_directory(output: Output) -> Iterator[str]:
     if path.startswith("file:") and not master.startswith("local"):
         logger.warning(
             "output.path is on a local disk, %s: executors on other machines write their part of "
-            "the model to theirs; choose a file system that all of them share",
+            "the result to theirs; choose a file system that all of them share",
             path,
         )
     if storage.exists(path):
@@ -57,17 +59,16 @@ def output_directory(output: Output) -> Iterator[str]:
         yield directory
 
 
-def write(
-    directory: str,
-    config: JobConfig,
-    model: PipelineModel,
-    metrics: dict[str, Any],
-    history: Iterable[Record],
-) -> None:
-    """Write all files of a result into a directory that has none of them."""
-    model.save(f"{directory}/{MODEL}")
-    storage.write_text(f"{directory}/{METRICS}", json.dumps(metrics, indent=2) + "\n")
+def write_report(directory: str, config: JobConfig, report: dict[str, Any]) -> None:
+    """Write what marks a result of a job: its report and its resolved config."""
+    text = json.dumps(plain(report), indent=2, ensure_ascii=False)
+    storage.write_text(f"{directory}/{METRICS}", text + "\n")
     storage.write_text(f"{directory}/{CONFIG}", yamlfile.dump(config.resolved()))
+
+
+def write_model(directory: str, model: PipelineModel, history: Iterable[Record] = ()) -> None:
+    """Write a fitted pipeline and, where there is one, the history of its training."""
+    model.save(f"{directory}/{MODEL}")
     lines = [json.dumps(plain(line(record))) + "\n" for record in history]
     if lines:
         storage.write_text(f"{directory}/{HISTORY}", "".join(lines))

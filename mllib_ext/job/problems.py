@@ -108,28 +108,37 @@ def describe(error: ValidationError, model: type[BaseModel], raw: Any) -> list[s
     lines: dict[str, None] = {}  # unions report once a branch: keep one
     for details in error.errors(include_url=False):
         place = details["loc"]
-        # A single input is checked as a list of one: its writer saw no index.
-        if place[:2] == ("input", 0) and not isinstance(raw.get("input"), list):
-            place = ("input", *place[2:])
-        lines[f"{dotted(place) or 'config'}: {_sentence(details, model)}"] = None
+        # A single input or join is checked as a list of one: its writer saw no index.
+        if place[1:2] == (0,) and isinstance(raw.get(place[0]), dict):
+            place = (place[0], *place[2:])
+        expected, value = _expected_and_found(details, model)
+        lines[f"{dotted(place) or 'config'}: expected {expected}, found {value}"] = None
     return list(lines)
 
 
-def _sentence(details: ErrorDetails, model: type[BaseModel]) -> str:
+def below(error: ValidationError, model: type[BaseModel]) -> list[Wrong]:
+    """What pydantic found in a section that was validated by itself."""
+    return [
+        Wrong(details["loc"], *_expected_and_found(details, model))
+        for details in error.errors(include_url=False)
+    ]
+
+
+def _expected_and_found(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     kind, context = details["type"], details.get("ctx", {})
-    if kind == "extra_forbidden":
-        known = _keys(model, details["loc"][:-1])
-        key = str(details["loc"][-1])
-        return f"expected one of {', '.join(known)}, found no such key{did_you_mean(key, known)}"
-    if kind == "wrong":
-        return details["msg"]
-    if kind == "value_error":
-        return f"{context['error']}, found {found(details['input'])}"
-    what = EXPECTED.get(kind)
-    if what is None:
-        return f"{details['msg']}, found {found(details['input'])}"
-    value = None if kind == "missing" else details["input"]
-    return f"expected {what.format(**context)}, found {found(value)}"
+    value = found(None if kind == "missing" else details["input"])
+    match kind:
+        case "extra_forbidden":
+            known = _keys(model, details["loc"][:-1])
+            near = did_you_mean(str(details["loc"][-1]), known)
+            return f"one of {', '.join(known)}", f"no such key{near}"
+        case "wrong":
+            return context["expected"], context["found"]
+        case "value_error":
+            return str(context["error"]).removeprefix("expected "), value
+        case _ if kind in EXPECTED:
+            return EXPECTED[kind].format(**context), value
+    return details["msg"], value
 
 
 def _keys(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:

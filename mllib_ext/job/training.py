@@ -1,55 +1,28 @@
-"""A training job from its config to its result: read, split, fit, evaluate, write."""
+"""A training job from its config to its result: read, split, encode, fit, evaluate, write."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.feature import VectorAssembler
+from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
-from mllib_ext.columns import quoted
-from mllib_ext.job import evaluation, inputs, outputs
-from mllib_ext.job.config import JobConfig
+from mllib_ext.job import inputs, metrics, outputs, pipelines
+from mllib_ext.job.config import TrainConfig
 from mllib_ext.job.progress import progress
-from mllib_ext.job.stages import make, params_of
-from mllib_ext.job.summary import summary
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Training and test rows, cached, and what one pass over them told.
-
-    Attributes
-    ----------
-    train, test : DataFrame
-    counts : dict of str to int
-        Rows of ``train`` and ``test``.
-    classes : int or None
-        The largest label + 1, where there is a numeric label.
-    """
-
-    train: DataFrame
-    test: DataFrame
-    counts: dict[str, int]
-    classes: int | None
+from mllib_ext.job.rows import Rows, divided
+from mllib_ext.job.scores import scores
+from mllib_ext.job.summary import training_summary
 
 
-def train(spark: SparkSession, config: JobConfig) -> str:
+def train(spark: SparkSession, config: TrainConfig) -> str:
     """Run a training job. The summary for its user.
 
     Parameters
     ----------
     spark : SparkSession
-    config : JobConfig
+    config : TrainConfig
 
     Raises
     ------
@@ -58,145 +31,63 @@ def train(spark: SparkSession, config: JobConfig) -> str:
     ValueError, TypeError
         Bad input: before training.
     """
-    estimator_class = config.estimator.find()
-    label = config.label if "labelCol" in params_of(estimator_class) else None
-    stages = [make(stage.find(), stage.params) for stage in config.stages]
-    estimator, assembler = _estimator(config, estimator_class, label)
+    estimator, between = pipelines.training(config, config.estimator.find())
+    stages = pipelines.preparation(config.encode, config.stages)
 
     with outputs.output_directory(config.output) as directory:
         data = inputs.read(spark, config.input)
-        if not stages:
-            inputs.refuse_columns(data.schema, config, label)
-        with _rows(data, config, label) as rows:
-            _refuse_metrics(config, rows.classes)
-            fitted, prepared = _prepare(stages, rows.train)
-            inputs.refuse_columns(prepared.schema, config, label)
-            if assembler is not None:
-                fitted.append(assembler)
-                prepared = assembler.transform(prepared)
+        refuse(data, config)
+        with divided(data, config) as rows:
+            refuse_metrics(config, rows.classes)
+            fitted, prepared = pipelines.prepare(stages, rows.train)
+            pipelines.refuse_columns(prepared.schema, config)
+            more, prepared = pipelines.prepare(between, prepared)
             began = time.perf_counter()
             model = _fit(estimator, prepared, config, rows.counts["train"])
             seconds = time.perf_counter() - began
-            pipeline = PipelineModel([*fitted, model])
-
-            classes = getattr(model, "numClasses", rows.classes)
-            metrics: Sequence[str] = config.evaluation or ()
-            if config.evaluation is None:
-                metrics = evaluation.default_metrics(estimator_class, classes)
-            logger.info("evaluating %s", ", ".join(metrics) or "nothing")
+            pipeline = pipelines.for_prediction([*fitted, *more, model])
             result = {
                 "name": config.name,
                 "estimator": config.estimator.class_,
                 "rows": rows.counts,
                 "fit": _fit_report(model, seconds),
-                "metrics": _evaluate(pipeline, rows, metrics, estimator, config, label),
+                **measured(pipeline, rows, estimator, config),
             }
-        history = getattr(model, "history", ())
-        outputs.write(directory, config, pipeline, outputs.plain(result), history)
-    return summary(config, result)
+        outputs.write_model(directory, pipeline, getattr(model, "history", ()))
+        outputs.write_report(directory, config, result)
+    return training_summary(config, result)
 
 
-def _estimator(config: JobConfig, cls: type, label: str | None) -> tuple[Any, Any]:
-    """The estimator with its columns set, and the assembler that a list of columns may need."""
-    estimator = make(cls, config.estimator.params)
-    assembler = None
-    if isinstance(config.features, str):
-        if estimator.hasParam("featuresCol"):
-            estimator._set(featuresCol=config.features)
-    elif estimator.hasParam("featuresCols"):
-        estimator.setFeaturesCol(config.features)
-    else:
-        # Not "features": a column of that name may be among the input's.
-        assembler = VectorAssembler(inputCols=config.features, outputCol="assembled_features")
-        estimator._set(featuresCol="assembled_features")
-    if label is not None:
-        estimator._set(labelCol=label)
-    if config.weight is not None:
-        estimator._set(weightCol=config.weight)
-    return estimator, assembler
+def refuse(data: DataFrame, config: TrainConfig) -> None:
+    """A ValueError or TypeError for columns of the input that the job cannot use."""
+    pipelines.refuse_encoding(data.schema, config.encode)
+    if config.encode is None and not config.stages:
+        pipelines.refuse_columns(data.schema, config)
 
 
-@contextmanager
-def _rows(data: DataFrame, config: JobConfig, label: str | None) -> Iterator[Rows]:
-    """Divide and cache the data, read once; the cache goes with the block."""
-    side = "is_test"
-    while side in {name.lower() for name in data.columns}:
-        side = f"_{side}"
-    divided = data.withColumn(side, inputs.is_test(data.schema, config.split))
-    if not config.stages:
-        # All columns decide the split, those that are used are kept.
-        names = [*inputs.used_columns(config, label), side]
-        divided = divided.select(*[quoted(name) for name in names])
-    divided = divided.persist()
-    try:
-        aggregates = inputs.label_summary(data.schema, label)
-        logger.info("reading %s", ", ".join(_source(source) for source in config.input))
-        found = divided.groupBy(side).agg(
-            F.count("*").alias("rows"),
-            *[column.alias(name) for name, column in aggregates.items()],
-        )
-        rows = {row[side]: row.asDict() for row in found.collect()}
-        yield Rows(
-            divided.filter(~F.col(side)).drop(side),
-            divided.filter(F.col(side)).drop(side),
-            _counts(rows, config),
-            _classes(rows, label),
-        )
-    finally:
-        divided.unpersist()
-
-
-def _source(source: Any) -> str:
-    path = source.path if isinstance(source.path, str) else ", ".join(source.path or ())
-    return f"{source.format} {source.dataset or path}".strip()
-
-
-def _counts(rows: dict[bool, dict[str, Any]], config: JobConfig) -> dict[str, int]:
-    counts = {
-        "train": rows[False]["rows"] if False in rows else 0,
-        "test": rows[True]["rows"] if True in rows else 0,
-    }
-    total = sum(counts.values())
-    if total == 0:
-        raise ValueError("input: expected at least one row, found no rows")
-    for side, count in counts.items():
-        if count == 0 and (side == "train" or config.split.test > 0):
-            raise ValueError(
-                f"split.test: expected rows to train and to test with, found none to {side} with "
-                f"when {config.split.test} of {total} rows are for testing"
-            )
-    return counts
-
-
-def _classes(rows: dict[bool, dict[str, Any]], label: str | None) -> int | None:
-    bad = sum(row.get("bad", 0) for row in rows.values())
-    if bad:
-        raise ValueError(
-            f"label column {label!r}: expected a finite number in every row, found null, NaN or "
-            f"an infinite value in {bad} of them"
-        )
-    tops = [row["top"] for row in rows.values() if row.get("top") is not None]
-    return int(max(tops)) + 1 if tops else None
-
-
-def _refuse_metrics(config: JobConfig, classes: int | None) -> None:
+def refuse_metrics(config: TrainConfig, classes: int | None) -> None:
     """Spark's evaluator would take the ten classes of a label for two, without a word."""
-    binary = [metric for metric in config.evaluation or () if metric in evaluation.BINARY]
+    binary = [metric for metric in config.evaluation or () if metric in metrics.BINARY]
     if binary and classes is not None and classes > 2:
         raise ValueError(
             f"evaluation: {binary[0]}: expected labels 0 and 1, found labels up to {classes - 1}"
         )
 
 
-def _prepare(stages: list[Any], rows: DataFrame) -> tuple[list[Any], DataFrame]:
-    """The stages before the estimator, fitted, and what they make of the training rows."""
-    if not stages:
-        return [], rows
-    fitted = Pipeline(stages=stages).fit(rows)
-    return list(fitted.stages), fitted.transform(rows)
+def measured(
+    pipeline: PipelineModel, rows: Rows, estimator: Any, config: TrainConfig
+) -> dict[str, Any]:
+    """The metrics that the config asks for, or those that fit, of both sides of the rows."""
+    cls, names = type(estimator), config.evaluation
+    if names is None:
+        classes = getattr(pipeline.stages[-1], "numClasses", rows.classes)
+        names = list(metrics.default_metrics(cls, classes))
+    predictions = {side: pipeline.transform(data) for side, data in rows.sides.items()}
+    columns = pipelines.columns(estimator, config)
+    return scores(predictions, names, columns, metrics.task_of(cls))
 
 
-def _fit(estimator: Any, rows: DataFrame, config: JobConfig, count: int) -> Any:
+def _fit(estimator: Any, rows: DataFrame, config: TrainConfig, count: int) -> Any:
     title = f"{type(estimator).__name__} on {count:,} rows"
     with progress(config.progress, title) as callback:
         if hasattr(estimator, "setCallbacks"):
@@ -214,25 +105,3 @@ def _fit_report(model: Any, seconds: float) -> dict[str, Any]:
         report["loss"] = history[-1].loss
         report["rounds"] = sum(len(record.rounds) for record in history)
     return report
-
-
-def _evaluate(
-    pipeline: PipelineModel,
-    rows: Rows,
-    metrics: Sequence[str],
-    estimator: Any,
-    config: JobConfig,
-    label: str | None,
-) -> dict[str, dict[str, float | None]]:
-    columns = {
-        name: estimator.getOrDefault(name)
-        for name in ("predictionCol", "rawPredictionCol", "probabilityCol", "featuresCol")
-        if estimator.hasParam(name) and estimator.isDefined(name)
-    }
-    columns |= {"labelCol": label} if label is not None else {}
-    columns |= {"weightCol": config.weight} if config.weight is not None else {}
-    sides = {"train": rows.train} | ({"test": rows.test} if rows.counts["test"] else {})
-    return {
-        side: evaluation.evaluate(pipeline.transform(data), metrics, columns, side)
-        for side, data in sides.items()
-    }

@@ -13,7 +13,7 @@ from mllib_ext.job.problems import ConfigError, dotted, found
 from mllib_ext.names import did_you_mean
 
 # Sections whose keys hold dots: the rest of a --set path is one key.
-DOTTED_KEYS = ("spark", "options")
+DOTTED_KEYS = ("spark", "options", "search.params")
 
 
 class _Loader(yaml.SafeLoader):
@@ -127,8 +127,9 @@ def override(values: dict[str, Any], assignment: str) -> None:
 
 def _steps(path: str) -> list[str]:
     steps = path.split(".")
-    for depth, step in enumerate(steps):
-        if step in DOTTED_KEYS and depth < len(steps) - 1:
+    for depth in range(len(steps) - 1):
+        here = ".".join(steps[: depth + 1])
+        if any(f".{here}".endswith(f".{section}") for section in DOTTED_KEYS):
             return [*steps[: depth + 1], ".".join(steps[depth + 1 :])]
     return steps
 

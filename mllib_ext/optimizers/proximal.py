@@ -30,6 +30,7 @@ SETTINGS = SmoothSettings
 # The model is solved to this share of the proximal gradient: 0.1 costs a round or two more, 1e-6
 # saves none.
 MODEL = 1e-2
+RELAX = 0.25  # of the damping goes on after a unit step; a half and a tenth do as well
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,14 @@ class Modelled(Point):
         The last moves (s) and changes of the gradient (y), oldest first.
     hessian : ndarray or None
         Of a sample of the rows; positive definite.
+    damping : float
+        What it is multiplied with, 1 or more. A step cut short tells of curvature that the sample
+        missed; unit steps have to hold again, for they alone end on zeros and bounds.
     """
 
     pairs: Pairs = ()
     hessian: np.ndarray | None = None
+    damping: float = 1.0
 
 
 def start(objective: Composite, v: np.ndarray, settings: SmoothSettings) -> Modelled:
@@ -69,14 +74,15 @@ def step(objective: Composite, state: Modelled, settings: SmoothSettings) -> Mod
     h = nonsmooth(objective, len(state.v))
     try:
         # Without curvature the scale of the gradient means nothing: try a step of length 1 first.
-        B = metric(len(state.v), state.gradient_norm, state.pairs, state.hessian)
+        damped = None if state.hessian is None else state.damping * state.hessian
+        B = metric(len(state.v), state.gradient_norm, state.pairs, damped)
         u = minimize_model(B, state.gradient, h, state.v, MODEL * state.gradient_norm)
         found = search(objective, h, state, u)
     except np.linalg.LinAlgError:
         found = None
     if found is None:
         if state.pairs or state.hessian is not None:  # what is remembered may mislead
-            return step(objective, replace(state, pairs=(), hessian=None), settings)
+            return step(objective, replace(state, pairs=(), hessian=None, damping=1.0), settings)
         return replace(state, stalled=True)
     value, gradient, hessian = found.evaluation
     v = between(h, state.v, u, found.step)
@@ -85,6 +91,7 @@ def step(objective: Composite, state: Modelled, settings: SmoothSettings) -> Mod
     # A sample that serves needs no corrections, and those of another point would blur it.
     if hessian is not None and norm <= SERVES * state.gradient_norm:
         pairs = ()
+    whole = found.step == 1.0
     return Modelled(
         loss=value + h.value(v),
         gradient_norm=norm,
@@ -93,6 +100,7 @@ def step(objective: Composite, state: Modelled, settings: SmoothSettings) -> Mod
         gradient=gradient,
         pairs=pairs,
         hessian=hessian,
+        damping=max(1.0, RELAX * state.damping) if whole else state.damping / found.step,
     )
 
 
@@ -130,6 +138,9 @@ def search(objective: Composite, h: L1Box, state: Modelled, u: np.ndarray) -> Fo
         if low.any():
             t = float(steps[np.argmax(low)])  # the longest: steps fall
             return Found(t, objective.value_gradient_curvature(between(h, v, u, t)))
-        if steps[-1] * abs(fall) <= noise:  # below rounding there is nothing to find
+        # A model that leads a thousand times too far is not worth another round; below rounding
+        # there is nothing to find.
+        modelled = bool(state.pairs) or state.hessian is not None
+        if modelled or steps[-1] * abs(fall) <= noise:
             return None
         steps = steps[-1] * SHRINK

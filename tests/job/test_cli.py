@@ -10,6 +10,8 @@ import pytest
 from pyspark.sql import functions as F
 
 from mllib_ext.job import cli
+from mllib_ext.job.config import TrainConfig
+from mllib_ext.job.log import logged
 from mllib_ext.optimizers.loop import DivergenceError
 
 SMALLEST = """
@@ -23,7 +25,7 @@ def run(spark, tmp_path):
     """Run a function as a job, in the session of the tests."""
     file = tmp_path / "job.yaml"
     file.write_text(SMALLEST)
-    return lambda job, *argv: cli.run(job, ["--config", str(file), *argv])
+    return lambda job, *argv: cli.run(job, TrainConfig, ["--config", str(file), *argv])
 
 
 def raising(error):
@@ -96,12 +98,13 @@ def test_a_termination_unwinds_and_is_143(run, capsys):
 
 @pytest.mark.parametrize("argv", [[], ["--confg", "x"], ["--config"]])
 def test_a_wrong_command_line_is_2(capsys, argv):
-    assert cli.run(raising(AssertionError()), argv) == 2
+    assert cli.run(raising(AssertionError()), TrainConfig, argv) == 2
     assert "usage:" in capsys.readouterr().err
 
 
 def test_help_is_0(capsys):
-    assert cli.run(raising(AssertionError()), ["--help"], description="Train a model.") == 0
+    job = raising(AssertionError())
+    assert cli.run(job, TrainConfig, ["--help"], description="Train a model.") == 0
     assert "Train a model." in capsys.readouterr().out
 
 
@@ -155,7 +158,7 @@ def test_warnings_are_lines_and_logging_is_left_as_it_was(run, capsys):
 def test_a_log_line_goes_to_what_standard_error_is_now(monkeypatch, capsys):
     import io
 
-    with cli._logging():
+    with logged():
         other = io.StringIO()
         monkeypatch.setattr(sys, "stderr", other)
         logging.getLogger("mllib_ext.job").info("hello")

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from mllib_ext.job.config import JobConfig, load
+from mllib_ext.job.config import TrainConfig, load
+from mllib_ext.job.config.reference import JOBS
 from mllib_ext.job.problems import ConfigError
 from mllib_ext.job.yamlfile import dump
 
@@ -20,7 +21,7 @@ def problems(tmp_path):
         file = tmp_path / "job.yaml"
         file.write_text(text)
         with pytest.raises(ConfigError) as caught:
-            load(str(file), overrides)
+            load(TrainConfig, str(file), overrides)
         return list(caught.value.problems)
 
     return of
@@ -31,7 +32,7 @@ def config(tmp_path):
     def of(text, *overrides, output=None):
         file = tmp_path / "job.yaml"
         file.write_text(text)
-        return load(str(file), overrides, output)
+        return load(TrainConfig, str(file), overrides, output)
 
     return of
 
@@ -46,7 +47,12 @@ def test_the_smallest_config_has_defaults_for_the_rest(config):
 def test_the_resolved_config_reads_back_as_itself(config, tmp_path):
     job = config(SMALLEST + "features: [a, b]\nspark: {sql.shuffle.partitions: 4}")
     (tmp_path / "again.yaml").write_text(dump(job.resolved()))
-    assert load(str(tmp_path / "again.yaml")) == job
+    assert load(TrainConfig, str(tmp_path / "again.yaml")) == job
+
+    # a default that the estimator has no use for is no key that its writer gave
+    clusters = "input: {format: sklearn, dataset: iris}\n"
+    clusters += "estimator: {class: pyspark.ml.clustering.KMeans}"
+    assert TrainConfig.model_validate(config(clusters).resolved()).label_column is None
 
 
 def test_secrets_are_not_written_into_the_resolved_config(config):
@@ -67,8 +73,8 @@ def test_every_section_and_key_is_described():
                 if hasattr(part, "model_fields"):
                     yield from fields(part)
 
-    found = list(fields(JobConfig))
-    assert len(found) > 20
+    found = [field for model in JOBS.values() for field in fields(model)]
+    assert len(found) > 60
     assert [name for name, field in found if not field.description] == []
 
 
@@ -193,6 +199,154 @@ def test_log_loss_without_probabilities_is_refused(problems):
     assert "expected a metric without probabilities: LinearSVC gives none" in line
 
 
+# --- the other jobs --------------------------------------------------------------------------
+
+TUNE = SMALLEST + "search: {params: {regParam: [0.1, 1.0]}}\n"
+RANDOM = SMALLEST + "search: {method: random, params: "
+PREPARE = "input: {format: parquet, path: x}\n"
+PREDICT = PREPARE + "model: m\n"
+
+
+@pytest.mark.parametrize(
+    ("job", "text", "expected"),
+    [
+        ("train", SMALLEST + "weight: balanced\nfeatures: x", None),
+        (
+            "train",
+            "input: {format: sklearn, dataset: iris}\nweight: balanced\n"
+            "estimator: {class: pyspark.ml.regression.LinearRegression}",
+            "weight: expected a column: LinearRegression has no classes to balance",
+        ),
+        (
+            "train",
+            SMALLEST + "encode: {numeric: [a], impute: {b: medium}}",
+            r"encode\.impute\.b: expected one of 'mean', 'median' or 'mode', found \"medium\"",
+        ),
+        (
+            "train",
+            SMALLEST + "encode: {categorical: [a, b], index: [b]}",
+            r'encode\.categorical: expected each column once in all of encode, found "b"',
+        ),
+        ("tune", TUNE, None),
+        ("tune", SMALLEST, "search: expected a value, found nothing"),
+        (
+            "tune",
+            SMALLEST + "search: {params: {regParm: [1.0]}}",
+            r"search\.params\.regParm: expected a Param of .*, found no .*'regParam'",
+        ),
+        (
+            "tune",
+            SMALLEST + "search: {params: {regParam: [1.0, x]}}",
+            r'search\.params\.regParam\.1: expected a number, found "x"',
+        ),
+        (
+            "tune",
+            SMALLEST + "search: {params: {regParam: {from: 0.1, to: 1.0}}}",
+            r"search\.params\.regParam: expected a list of values with search.method: grid",
+        ),
+        (
+            "tune",
+            RANDOM + "{regParam: {from: 0.0, to: 1, scale: log}}}",
+            r"params\.regParam\.from: expected a number above 0 with scale: log, found 0\.0",
+        ),
+        (
+            "tune",
+            RANDOM + "{regParam: {from: 2, till: 1}}}",
+            r"\.regParam\.to: expected a value.*\n.*\.regParam\.till: .*no such key",
+        ),
+        (
+            "tune",
+            SMALLEST + "search: {params: {regParam: 3}}",
+            r"search\.params\.regParam: expected a list of values, or .*, found 3",
+        ),
+        (
+            "tune",
+            SMALLEST + "search: {params: {stages.0.k: [1]}}",
+            r"search\.params\.stages\.0\.k: expected no stages to search",
+        ),
+        (
+            "tune",
+            SMALLEST + "search: {params: {labelCol: [y]}}",
+            r"search\.params\.labelCol: expected the key 'label' of the config in its place",
+        ),
+        (
+            "tune",
+            TUNE.replace("search: {", "search: {metric: rmse, folds: 2, "),
+            r"search\.metric: expected a metric of classification",
+        ),
+        (
+            "tune",
+            TUNE.replace("search: {", "search: {folds: 1, "),
+            r"folds: .* at least 2, found 1",
+        ),
+        ("predict", PREDICT + "output: {format: csv, files: 1}", None),
+        ("predict", PREPARE, "model: expected a value, found nothing"),
+        ("predict", PREDICT + "output: {formt: csv}", "output.formt: .*did you mean 'format'"),
+        ("evaluate", PREDICT + "lable: y", "lable: .*did you mean 'label'"),
+        ("prepare", PREPARE, None),
+        ("prepare", PREPARE + "join: {input: {format: csv, pth: x}, by: a}", r"join\.input\.pth: "),
+        (
+            "prepare",
+            PREPARE + "join: [{input: {format: csv}, by: a, how: outer}]",
+            r"join\.0\.input\.path: expected where.*\njoin\.0\.how: expected one of 'inner'",
+        ),
+        (
+            "prepare",
+            PREPARE + "partition: {method: hash, count: 0}",
+            r"partition\.count: expected a number of at least 1, found 0",
+        ),
+        (
+            "prepare",
+            PREPARE + "partition: {method: hash, count: 2}",
+            r"partition\.columns: expected columns with method: hash, found nothing",
+        ),
+        (
+            "prepare",
+            PREPARE + "partition: {method: round-robin, count: 2, columns: [a]}",
+            r"partition\.columns: expected none with method: round-robin",
+        ),
+        (
+            "prepare",
+            PREPARE + "balance: {column: a, method: up}",
+            r"balance\.method: expected one of",
+        ),
+        (
+            "prepare",
+            PREPARE + "quarantine: {most: 2}",
+            r"quarantine\.most: .* at most 1.*, found 2",
+        ),
+    ],
+)
+def test_the_config_of_every_job_names_what_is_wrong(tmp_path, job, text, expected):
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    if expected is None:
+        config = load(JOBS[job], str(file))
+        assert JOBS[job].model_validate(config.resolved()) == config
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(JOBS[job], str(file))
+    assert re.search(expected, "\n".join(caught.value.problems))
+
+
+def test_a_grid_of_more_candidates_than_anybody_waits_for_is_refused(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text(TUNE)
+    values = ", ".join(map(str, range(1, 41)))
+    grid = [f"search.params.maxIter=[{values}]", f"search.params.aggregationDepth=[{values}]"]
+    with pytest.raises(ConfigError, match=r"expected at most 1000 combinations.*found 3200"):
+        load(JOBS["tune"], str(file), grid)
+
+
+def test_secrets_of_joined_inputs_are_masked_too(tmp_path):
+    file = tmp_path / "job.yaml"
+    source = "{format: jdbc, options: {password: hunter2, user: me}}"
+    file.write_text(PREPARE + f"join: {{input: {source}, by: a}}")
+    resolved = dump(load(JOBS["prepare"], str(file)).resolved())
+    assert "hunter2" not in resolved
+    assert "user: me" in resolved
+
+
 # --- files -----------------------------------------------------------------------------------
 
 
@@ -215,7 +369,7 @@ def test_a_file_that_is_no_mapping_in_yaml_is_one_line(problems, text, expected)
 def test_a_missing_file_is_one_line_with_the_nearest_name(tmp_path):
     (tmp_path / "digits.yaml").write_text(SMALLEST)
     with pytest.raises(ConfigError) as caught:
-        load(str(tmp_path / "digit.yaml"))
+        load(TrainConfig, str(tmp_path / "digit.yaml"))
     assert str(caught.value) == (
         f"{tmp_path}/digit.yaml: expected a config file, found no such file "
         "(did you mean 'digits.yaml'?)"
@@ -225,9 +379,9 @@ def test_a_missing_file_is_one_line_with_the_nearest_name(tmp_path):
 def test_a_file_that_is_not_text_and_a_directory_are_one_line(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="expected text in UTF-8"):
-        load(str(tmp_path / "binary.yaml"))
+        load(TrainConfig, str(tmp_path / "binary.yaml"))
     with pytest.raises(ConfigError, match="directory"):
-        load(str(tmp_path))
+        load(TrainConfig, str(tmp_path))
 
 
 def test_numbers_in_scientific_notation_are_numbers(config):

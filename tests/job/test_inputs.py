@@ -6,6 +6,7 @@ from pyspark.sql import functions as F
 
 from mllib_ext.job import inputs
 from mllib_ext.job.config import Source, Split
+from mllib_ext.job.split import fold, is_test
 
 
 def source(**keys):
@@ -97,7 +98,7 @@ def rows(spark):
 
 
 def kept_for_testing(df, **split):
-    return {row.id for row in df.filter(inputs.is_test(df.schema, Split(**split))).collect()}
+    return {row.id for row in df.filter(is_test(df.schema, Split(**split))).collect()}
 
 
 def test_the_split_does_not_depend_on_partitions(rows):
@@ -118,6 +119,29 @@ def test_the_split_keeps_its_share_and_another_seed_gives_another(rows):
     assert len(first & second) == pytest.approx(900, abs=150)
 
 
+def test_folds_are_even_keep_groups_together_and_do_not_follow_from_the_split(rows):
+    split = Split(test=0.5)
+    part = fold(rows.schema, split, 3, seed=1).alias("fold")
+    both = rows.select(part, is_test(rows.schema, split).alias("test")).groupBy("fold", "test")
+    counts = [row["count"] for row in both.count().collect()]
+    # 5 standard deviations of a binomial count
+    assert counts == pytest.approx([10_000 / 6] * 6, abs=190)
+
+    part = fold(rows.schema, Split(by=["user"]), 3, seed=1).alias("fold")
+    assert rows.select("user", part).distinct().count() == 50
+    other = fold(rows.schema, split, 3, seed=2)
+    assert 0 < rows.filter(other != fold(rows.schema, split, 3, seed=1)).count() < 10_000
+
+
+def test_derived_columns_see_those_before_them_and_name_what_they_cannot_see(spark, tmp_path):
+    (tmp_path / "a.csv").write_text("1\n")
+    keys = {"format": "csv", "path": f"{tmp_path}/a.csv", "schema": "x int"}
+    df = inputs.read(spark, [source(**keys, derive={"x": "x + 1", "y": "x * 10"})])
+    assert df.first().asDict() == {"x": 2, "y": 20}
+    with pytest.raises(ValueError, match=r"input\.derive\.z: expected SQL over the columns, .*`y`"):
+        inputs.read(spark, [source(**keys, derive={"z": "y + 1"})])
+
+
 def test_no_share_tests_no_row(rows):
     assert kept_for_testing(rows, test=0.0) == set()
 
@@ -132,6 +156,6 @@ def test_columns_without_a_hash_are_left_out_or_refused_by_name(spark):
     df = spark.createDataFrame([(1, {"a": 1})], "id int, m map<string,int>")
     assert kept_for_testing(df) <= {1}
     with pytest.raises(ValueError, match=r"split\.by column 'm': .*found map<string,int>"):
-        inputs.is_test(df.schema, Split(by=["m"]))
+        is_test(df.schema, Split(by=["m"]))
     with pytest.raises(ValueError, match=r"split\.by column 'idd'.*did you mean 'id'"):
-        inputs.is_test(df.schema, Split(by=["idd"]))
+        is_test(df.schema, Split(by=["idd"]))

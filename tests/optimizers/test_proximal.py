@@ -194,6 +194,17 @@ def test_a_sample_of_the_rows_will_do(monkeypatch):
     assert whole.blocks.rounds.total() < 30
 
 
+def test_a_sample_that_misses_curvature_still_ends_on_zeros(monkeypatch):
+    X = features(60) + 3.0 * features(1, seed=9)
+    problem = composite(X, coin(X), Logistic(), reg=3e-3)
+    expected = run(proximal, problem).state
+    monkeypatch.setattr(objectives, "SAMPLED_ROWS", 1)  # 80 rows for 61 parameters
+    result = run(proximal, problem)
+    np.testing.assert_array_equal(result.state.v == 0, expected.v == 0)
+    assert result.state.loss == pytest.approx(expected.loss, rel=1e-9)
+    assert (expected.v == 0).any()
+
+
 # --- starts, degenerate data, changes -----------------------------------------------------------
 
 

@@ -1,0 +1,104 @@
+"""The config of a training job: read, split, encode, fit, evaluate, write."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mllib_ext.job import metrics
+from mllib_ext.job.config.job import JobConfig
+from mllib_ext.job.config.pipeline import COLUMNS, Encoding, EstimatorStage, Stage
+from mllib_ext.job.config.section import Section, TextOrList
+from mllib_ext.job.problems import Wrong, found, refuse
+from mllib_ext.job.stages import params_of
+
+# The value of `weight` that asks for weights by class in place of a column.
+BALANCED = "balanced"
+
+
+class Split(Section):
+    """How rows are divided into those for training and those for testing."""
+
+    test: float = Field(
+        default=0.2, ge=0, lt=1, description="The share of rows kept for testing; 0 trains on all."
+    )
+    seed: int = Field(default=1, description="Another seed gives another split.")
+    by: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Columns that decide the side of a row: rows equal in all of them stay "
+        "together. Without it, all columns of the input.",
+    )
+
+
+class TrainConfig(JobConfig):
+    """A training job: read, split, encode, fit, evaluate, write."""
+
+    features: TextOrList = Field(
+        default="features",
+        description="A column of vectors or arrays, or a list of numeric columns. Default with "
+        "encode: the column that it makes.",
+    )
+    label: str = Field(default="label", description="The column to predict.")
+    weight: str | None = Field(
+        default=None,
+        description="A column of row weights; or balanced: every class weighs the same in "
+        "training, its rows n / (k n_c) each (n rows, k classes, n_c rows of class c). Metrics "
+        "are then those of the rows as they are. For both at once, "
+        "mllib_ext.feature.ClassBalancer with weightCol goes among the stages.",
+    )
+    split: Split = Field(
+        default=Split(), description="How rows are divided into training and testing."
+    )
+    encode: Encoding | None = Field(
+        default=None,
+        description="Makes one vector of raw columns, fitted on the training rows.",
+    )
+    stages: list[Stage] = Field(
+        default=[],
+        description="Spark ML stages that prepare the columns, after encode, fitted on the "
+        "training rows.",
+    )
+    estimator: EstimatorStage = Field(description="The estimator to train.")
+    evaluation: list[str] | None = Field(
+        default=None,
+        description="Metrics of Spark's evaluators. Default: accuracy, f1 and, where they apply, "
+        "logLoss, areaUnderROC and areaUnderPR; or rmse, mae and r2; or silhouette.",
+    )
+    progress: Literal["auto", "rich", "plain", "none"] = Field(
+        default="auto",
+        description="How progress is shown: auto is rich on a terminal, plain elsewhere.",
+    )
+
+    @property
+    def label_column(self) -> str | None:
+        """The label, where the estimator takes one."""
+        return self.label if "labelCol" in params_of(self.estimator.find()) else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encoded(cls, values: Any) -> Any:
+        encode = values.get("encode") if isinstance(values, dict) else None
+        if isinstance(encode, dict) and "output" in encode and "features" not in values:
+            return {**values, "features": encode["output"]}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        estimator = self.estimator.find()
+        params = params_of(estimator)
+        wrongs = []
+        for param in ("labelCol", "weightCol", "featuresCol"):
+            key = COLUMNS[param]
+            value = getattr(self, key)
+            if param not in params and value != type(self).model_fields[key].default:
+                what = f"no {key}: {estimator.__name__} takes none"
+                wrongs.append(Wrong([key], what, found(value)))
+        task = metrics.task_of(estimator)
+        if self.weight == BALANCED and "weightCol" in params and task != "classification":
+            what = f"a column: {estimator.__name__} has no classes to balance"
+            wrongs.append(Wrong(["weight"], what, found(BALANCED)))
+        wrongs += metrics.wrong_metrics(estimator, self.evaluation or ())
+        refuse(wrongs)
+        return self
