@@ -1,4 +1,4 @@
-"""What every estimator and model shares: feature columns, callbacks, prediction, save and load.
+"""What every estimator and model shares: feature columns, callbacks, prediction.
 
 Written once, here. An estimator says which columns go in and which function predicts; the rest is
 Spark's own parameters and mixins.
@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+import scipy.sparse as sp
+from pyspark import keyword_only
 from pyspark.ml.base import Model
 from pyspark.ml.functions import array_to_vector
-from pyspark.ml.linalg import DenseVector, Vector, Vectors
+from pyspark.ml.linalg import (
+    DenseMatrix,
+    DenseVector,
+    SparseMatrix,
+    Vector,
+    Vectors,
+)
+from pyspark.ml.linalg import (
+    Matrix as SparkMatrix,
+)
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasFeaturesCol
-from pyspark.ml.util import (
-    DefaultParamsReader,
-    DefaultParamsWriter,
-    MLReadable,
-    MLReader,
-    MLWritable,
-    MLWriter,
-)
+from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
@@ -32,6 +36,7 @@ from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 from mllib_ext.columns import Features, Matrix
 from mllib_ext.names import did_you_mean
 from mllib_ext.optimizers.loop import Callback, Record, Result
+from mllib_ext.persistence import ArraysReader, ArraysWriter
 
 # --- columns in ------------------------------------------------------------------------------
 
@@ -49,6 +54,7 @@ class HasFeatures(HasFeaturesCol):
         typeConverter=TypeConverters.toListString,
     )
 
+    @keyword_only
     def setParams(self, **params: Any) -> Self:
         """Set several parameters at once, by the constructor's keywords."""
         params = {name: value for name, value in params.items() if value is not None}
@@ -141,57 +147,12 @@ class Trained(Model, HasFeatures, MLWritable, MLReadable[Any]):
 
     def write(self) -> MLWriter:
         """A writer: ``model.write().overwrite().save(path)``."""
-        return _ArraysWriter(self)
+        return ArraysWriter(self)
 
     @classmethod
     def read(cls) -> MLReader[Any]:
         """A reader: ``Model.read().load(path)``."""
-        return _ArraysReader(cls)
-
-
-class _ArraysWriter(MLWriter):
-    """Parameters as JSON under ``metadata``, arrays as one row of Parquet under ``data``."""
-
-    def __init__(self, model: Trained) -> None:
-        super().__init__()
-        self.model = model
-
-    def saveImpl(self, path: str) -> None:
-        model, spark = self.model, self.sparkSession
-        arrays = {name: getattr(model, f"_{name}") for name in model._arrays}
-        extra = {
-            "shapes": {name: list(array.shape) for name, array in arrays.items()},
-            "converged": model.converged,
-            "reason": model.reason,
-            "nIter": model.n_iter,
-        }
-        DefaultParamsWriter.saveMetadata(model, path, spark, extraMetadata=extra)
-        table = pa.table({name: [array.ravel()] for name, array in arrays.items()})
-        spark.createDataFrame(table).coalesce(1).write.parquet(f"{path}/data")
-
-
-class _ArraysReader(MLReader[Any]):
-    def __init__(self, cls: type[Trained]) -> None:
-        super().__init__()
-        self.cls = cls
-
-    def load(self, path: str) -> Any:
-        spark = self.sparkSession
-        metadata = DefaultParamsReader.loadMetadata(path, spark)
-        name = f"{self.cls.__module__}.{self.cls.__name__}"
-        if metadata["class"] != name:
-            raise ValueError(f"{path}: expected a saved {name}, found {metadata['class']}")
-        table = spark.read.parquet(f"{path}/data").toArrow()
-        arrays = [
-            table[array][0].values.to_numpy().reshape(metadata["shapes"][array])
-            for array in self.cls._arrays
-        ]
-        model = self.cls(*arrays)
-        model._resetUid(metadata["uid"])
-        DefaultParamsReader.getAndSetParams(model, metadata)  # type: ignore[type-var]
-        model.converged, model.reason = metadata["converged"], metadata["reason"]
-        model.n_iter = metadata["nIter"]
-        return model
+        return ArraysReader(cls)
 
 
 # --- prediction out --------------------------------------------------------------------------
@@ -200,8 +161,26 @@ class _ArraysReader(MLReader[Any]):
 Predict = Callable[[Matrix], dict[str, np.ndarray]]
 
 
+class Output(NamedTuple):
+    """A prediction column: its type, and what Spark's metadata say of its values.
+
+    Attributes
+    ----------
+    kind : {"double", "vector"}
+    attributes : dict
+        Spark's ``ml_attr``: ``{"num_attrs": k}`` of a vector, ``{}`` of a number.
+    """
+
+    kind: Literal["double", "vector"]
+    attributes: dict[str, Any]
+
+
 def with_predictions(
-    model: Trained, dataset: DataFrame, n_features: int, outputs: dict[str, str], predict: Predict
+    model: Trained,
+    dataset: DataFrame,
+    n_features: int,
+    outputs: dict[str, Output],
+    predict: Predict,
 ) -> DataFrame:
     """Append a model's prediction columns: one Arrow UDF, one call of ``predict`` a batch.
 
@@ -213,8 +192,8 @@ def with_predictions(
         Batch or streaming.
     n_features : int
         What the model was trained on.
-    outputs : dict of str to str
-        ``double`` or ``vector`` by the name of the column.
+    outputs : dict of str to Output
+        By the name of the column; nothing where the name is empty.
     predict : callable
         Made of module-level functions and arrays alone: it travels to the workers, and the plan
         outlives the model.
@@ -225,6 +204,7 @@ def with_predictions(
             f"{features.label}: expected {n_features} columns as in training, "
             f"found {len(features.names)}"
         )
+    outputs = {name: output for name, output in outputs.items() if name}
     for name in outputs:
         if name in dataset.columns:
             raise ValueError(
@@ -233,16 +213,15 @@ def with_predictions(
     if not outputs:
         return dataset
     kinds = {"double": DoubleType(), "vector": ArrayType(DoubleType(), False)}
-    fields = [StructField(f"c{i}", kinds[kind], False) for i, kind in enumerate(outputs.values())]
+    fields = [StructField(f"c{i}", kinds[o.kind], False) for i, o in enumerate(outputs.values())]
     function = partial(_predict_batch, features, n_features, tuple(outputs), predict)
     udf = F.arrow_udf(_annotated(function), StructType(fields))  # type: ignore[call-overload]
     packed = f"{model.uid}_predictions"
-    columns = {
-        name: array_to_vector(F.col(packed)[f"c{i}"])
-        if kind == "vector"
-        else F.col(packed)[f"c{i}"]
-        for i, (name, kind) in enumerate(outputs.items())
-    }
+    columns = {}
+    for i, (name, output) in enumerate(outputs.items()):
+        column = F.col(packed)[f"c{i}"]
+        column = array_to_vector(column) if output.kind == "vector" else column
+        columns[name] = column.alias(name, metadata={"ml_attr": output.attributes})
     predicted = dataset.withColumn(packed, udf(*features.expressions()))
     return predicted.withColumns(columns).drop(packed)
 
@@ -297,3 +276,26 @@ def as_row(value: Any, n_features: int) -> np.ndarray:
 def dense(values: np.ndarray) -> DenseVector:
     """A copy as Spark's vector."""
     return Vectors.dense(values.tolist())
+
+
+def compressed(values: np.ndarray) -> Vector:
+    """A copy as Spark's vector, sparse where pyspark.ml's is: in less than two thirds the space."""
+    stored = np.flatnonzero(values)
+    if 1.5 * (len(stored) + 1) < len(values):
+        return Vectors.sparse(len(values), stored.tolist(), values[stored].tolist())
+    return dense(values)
+
+
+def compressed_matrix(values: np.ndarray) -> SparkMatrix:
+    """A copy (n, d) as Spark's matrix, sparse by columns or rows where pyspark.ml's is: if smaller.
+
+    An entry takes 12 bytes and not 8, and a pointer to a column or row 4 (``Matrix.compressed``).
+    """
+    n, d = values.shape
+    by_columns = d < n
+    if 12 * np.count_nonzero(values) + 4 * (min(n, d) + 1) + 24 >= 8 * values.size:
+        return DenseMatrix(n, d, values.ravel().tolist(), isTransposed=True)
+    stored = sp.csc_array(values) if by_columns else sp.csr_array(values)
+    return SparseMatrix(
+        n, d, stored.indptr.tolist(), stored.indices.tolist(), stored.data.tolist(), not by_columns
+    )

@@ -24,13 +24,15 @@ from pyspark.ml.classification import (
     ProbabilisticClassifier,
     _LogisticRegressionParams,
 )
-from pyspark.ml.linalg import DenseMatrix, DenseVector, Vector
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.ml.linalg import DenseVector, SparseMatrix, Vector, Vectors
+from pyspark.ml.linalg import Matrix as SparkMatrix
 from pyspark.sql import DataFrame
 
 from mllib_ext.base import (
+    Output,
     Trained,
     as_row,
+    compressed_matrix,
     dense,
     frozen,
     with_predictions,
@@ -49,6 +51,7 @@ from mllib_ext.linear import (
 from mllib_ext.losses import Logistic, Multinomial, sigmoid, softmax
 from mllib_ext.moments import Summary, merge, moments
 from mllib_ext.objective import Coordinates
+from mllib_ext.persistence import SavesParams
 from mllib_ext.summaries import HasLogisticRegressionSummary
 
 
@@ -91,10 +94,12 @@ class LogisticRegressionModel(  # type: ignore[misc]
         return int(self._coefficients.shape[1])
 
     @property
-    def coefficientMatrix(self) -> DenseMatrix:
-        """Coefficients (1, d) of a binomial model, (k, d) of a multinomial one."""
-        rows, columns = self._coefficients.shape
-        return DenseMatrix(rows, columns, self._coefficients.ravel().tolist(), isTransposed=True)
+    def coefficientMatrix(self) -> SparkMatrix:
+        """Coefficients (1, d) of a binomial model, (k, d) of a multinomial one.
+
+        As in pyspark.ml, sparse if that takes less space; so are the coefficients.
+        """
+        return compressed_matrix(self._coefficients)
 
     @property
     def interceptVector(self) -> DenseVector:
@@ -102,9 +107,12 @@ class LogisticRegressionModel(  # type: ignore[misc]
         return dense(self._intercepts)
 
     @property
-    def coefficients(self) -> DenseVector:
+    def coefficients(self) -> Vector:
         """Coefficients (d,) of a binomial model; ValueError for a multinomial one."""
         self._refuse_multinomial("coefficients", "coefficientMatrix")
+        matrix = self.coefficientMatrix
+        if isinstance(matrix, SparseMatrix):
+            return Vectors.sparse(self.numFeatures, matrix.rowIndices, matrix.values)
         return dense(self._coefficients[0])
 
     @property
@@ -145,8 +153,12 @@ class LogisticRegressionModel(  # type: ignore[misc]
     def _transform(self, dataset: DataFrame) -> DataFrame:
         raw, probability = self.getRawPredictionCol(), self.getProbabilityCol()
         prediction = self.getPredictionCol()
-        kinds = {raw: "vector", probability: "vector", prediction: "double"}
-        outputs = {name: kind for name, kind in kinds.items() if name}
+        each_class = Output("vector", {"num_attrs": self.numClasses})
+        outputs = {
+            raw: each_class,
+            probability: each_class,
+            prediction: Output("double", {"num_vals": self.numClasses, "type": "nominal"}),
+        }
         predict = self._predict_function(raw, probability, prediction)
         return with_predictions(self, dataset, self.numFeatures, outputs, predict)
 
@@ -161,8 +173,7 @@ class LogisticRegression(
     LinearEstimator,
     ProbabilisticClassifier,
     _LogisticRegressionParams,
-    DefaultParamsWritable,
-    DefaultParamsReadable["LogisticRegression"],
+    SavesParams,
 ):
     """Logistic regression, the interface of ``pyspark.ml``'s.
 
@@ -228,7 +239,13 @@ class LogisticRegression(
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)
+
+    @keyword_only
+    def setParams(self, **params: Any) -> LogisticRegression:
+        """Set several parameters at once; ValueError for thresholds that contradict another."""
+        super().setParams(**params)
         self._checkThresholdConsistency()
+        return self
 
     def setFamily(self, value: str) -> LogisticRegression:
         """Set the family: auto, binomial or multinomial."""
@@ -294,11 +311,15 @@ class LogisticRegression(
             bounds=bounds,
         )
         coef, intercept = np.atleast_2d(coef.T), np.atleast_1d(intercept)
-        if multinomial and bounds is None:
+        if multinomial:
             # Without a penalty only differences between classes matter: centred, as in pyspark.ml.
-            if result.history[-1].settings.reg_param == 0:  # type: ignore[attr-defined]
+            penalised = result.history[-1].settings.reg_param > 0  # type: ignore[attr-defined]
+            if bounds is None and not penalised:
                 coef = coef - coef.mean(axis=0)
-            intercept = intercept - intercept.mean()
+            if self.getFitIntercept():
+                free = np.full(k, np.inf)
+                lower, upper = (side[-k:] for side in bounds or (-free, free))
+                intercept = centred_within(intercept, lower, upper)
         return LogisticRegressionModel(coef, intercept, k)._trained(self, result)
 
     def _refuse_thresholds(self) -> None:
@@ -451,6 +472,13 @@ def start_intercepts(counts: np.ndarray, multinomial: bool) -> Any:
         logs = np.log(np.where(counts > 0, counts, 0.5 * counts[counts > 0].min()))
         return logs - logs.mean()
     return np.log(counts[1] / counts[0]) if counts.min() > 0 and len(counts) > 1 else 0.0
+
+
+def centred_within(intercept: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """The intercepts (k,) moved as one, as near to a mean of 0 as their bounds allow."""
+    shift = np.clip(-intercept.mean(), (lower - intercept).max(), (upper - intercept).min())
+    moved: np.ndarray = np.clip(intercept + shift, lower, upper)
+    return moved
 
 
 def _declared_classes(metadata: dict[str, Any]) -> int | None:

@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 from pyspark import keyword_only
-from pyspark.ml.linalg import DenseVector, Vector
+from pyspark.ml.linalg import Vector
 from pyspark.ml.regression import RegressionModel, Regressor, _LinearRegressionParams
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame
 
 from mllib_ext.base import (
+    Output,
     Trained,
     as_row,
-    dense,
+    compressed,
     frozen,
     with_predictions,
 )
@@ -51,6 +51,7 @@ from mllib_ext.linear import (
 from mllib_ext.losses import SquaredError
 from mllib_ext.moments import Summary, comoments, merge, moments
 from mllib_ext.optimizers.newton import solve
+from mllib_ext.persistence import SavesParams
 from mllib_ext.second_moments import SecondMoments
 from mllib_ext.summaries import HasLinearRegressionSummary, inverse_diagonal
 
@@ -90,9 +91,9 @@ class LinearRegressionModel(  # type: ignore[misc]
         return len(self._coefficients)
 
     @property
-    def coefficients(self) -> DenseVector:
-        """Coefficients (d,)."""
-        return dense(self._coefficients)
+    def coefficients(self) -> Vector:
+        """Coefficients (d,); as in pyspark.ml, sparse if that takes much less space."""
+        return compressed(self._coefficients)
 
     @property
     def intercept(self) -> float:
@@ -112,7 +113,7 @@ class LinearRegressionModel(  # type: ignore[misc]
     def _transform(self, dataset: DataFrame) -> DataFrame:
         name = self.getPredictionCol()
         predict = partial(_predict, self._coefficients, self.intercept, name)
-        outputs = {name: "double"} if name else {}
+        outputs = {name: Output("double", {})}
         return with_predictions(self, dataset, self.numFeatures, outputs, predict)
 
     def __repr__(self) -> str:
@@ -123,8 +124,7 @@ class LinearRegression(
     LinearEstimator,
     Regressor[LinearRegressionModel],
     _LinearRegressionParams,
-    DefaultParamsWritable,
-    DefaultParamsReadable["LinearRegression"],
+    SavesParams,
 ):
     """Linear regression, the interface of ``pyspark.ml``'s.
 

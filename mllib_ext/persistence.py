@@ -1,0 +1,157 @@
+"""What is saved of an estimator or a model: parameters as JSON, arrays as one row of Parquet.
+
+Spark's ``DefaultParamsWriter`` writes what JSON knows, and drops arrays silently. Vectors and
+matrices among the parameters (bounds) are written here as Spark's own estimators write them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+from pyspark.ml.linalg import DenseMatrix, DenseVector, SparseMatrix, SparseVector
+from pyspark.ml.util import (
+    DefaultParamsReader,
+    DefaultParamsWriter,
+    MLReadable,
+    MLReader,
+    MLWritable,
+    MLWriter,
+)
+
+
+class SavesParams(MLWritable, MLReadable[Any]):
+    """An estimator that is its parameters: ``save``, ``write``, ``load`` and ``read``."""
+
+    def write(self) -> MLWriter:
+        """A writer: ``estimator.write().overwrite().save(path)``."""
+        return ParamsWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader[Any]:
+        """A reader: ``Estimator.read().load(path)``."""
+        return ParamsReader(cls)
+
+
+class ParamsWriter(MLWriter):
+    """Parameters as JSON under ``metadata``."""
+
+    def __init__(self, instance: Any) -> None:
+        super().__init__()
+        self.instance = instance
+
+    def saveImpl(self, path: str) -> None:
+        self.save_metadata(path, {})
+
+    def save_metadata(self, path: str, extra: dict[str, Any]) -> None:
+        """Write the class, the uid, the parameters and ``extra``."""
+        params = {param.name: encoded(value) for param, value in self.instance._paramMap.items()}
+        DefaultParamsWriter.saveMetadata(
+            self.instance, path, self.sparkSession, extraMetadata=extra, paramMap=params
+        )
+
+
+class ParamsReader(MLReader[Any]):
+    """An estimator from its parameters."""
+
+    def __init__(self, cls: type[Any]) -> None:
+        super().__init__()
+        self.cls = cls
+
+    def load(self, path: str) -> Any:
+        metadata = self.load_metadata(path)
+        return restored(self.cls(), metadata)
+
+    def load_metadata(self, path: str) -> dict[str, Any]:
+        """What a writer left; ValueError for that of another class."""
+        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
+        name = f"{self.cls.__module__}.{self.cls.__name__}"
+        if metadata["class"] != name:
+            raise ValueError(f"{path}: expected a saved {name}, found {metadata['class']}")
+        return metadata
+
+
+class ArraysWriter(ParamsWriter):
+    """Parameters as JSON under ``metadata``, arrays as one row of Parquet under ``data``."""
+
+    def saveImpl(self, path: str) -> None:
+        model = self.instance
+        arrays = {name: getattr(model, f"_{name}") for name in model._arrays}
+        extra = {
+            "shapes": {name: list(array.shape) for name, array in arrays.items()},
+            "converged": model.converged,
+            "reason": model.reason,
+            "nIter": model.n_iter,
+        }
+        self.save_metadata(path, extra)
+        table = pa.table({name: [array.ravel()] for name, array in arrays.items()})
+        self.sparkSession.createDataFrame(table).coalesce(1).write.parquet(f"{path}/data")
+
+
+class ArraysReader(ParamsReader):
+    """A model from its arrays and parameters."""
+
+    def load(self, path: str) -> Any:
+        metadata = self.load_metadata(path)
+        table = self.sparkSession.read.parquet(f"{path}/data").toArrow()
+        arrays = [
+            table[array][0].values.to_numpy().reshape(metadata["shapes"][array])
+            for array in self.cls._arrays
+        ]
+        model = restored(self.cls(*arrays), metadata)
+        model.converged, model.reason = metadata["converged"], metadata["reason"]
+        model.n_iter = metadata["nIter"]
+        return model
+
+
+def restored(instance: Any, metadata: dict[str, Any]) -> Any:
+    """The instance, with the uid and the parameters of the metadata."""
+    params = {name: decoded(value) for name, value in metadata["paramMap"].items()}
+    instance._resetUid(metadata["uid"])
+    DefaultParamsReader.getAndSetParams(instance, {**metadata, "paramMap": params})
+    return instance
+
+
+def encoded(value: Any) -> Any:
+    """A parameter as JSON knows it: Spark's ``JsonVectorConverter`` and ``JsonMatrixConverter``."""
+    match value:
+        case DenseVector():
+            return {"type": 1, "values": value.values.tolist()}
+        case SparseVector():
+            return {
+                "type": 0,
+                "size": int(value.size),
+                "indices": value.indices.tolist(),
+                "values": value.values.tolist(),
+            }
+        case DenseMatrix():
+            parts = {"type": 1}
+        case SparseMatrix():
+            parts = {
+                "type": 0,
+                "colPtrs": value.colPtrs.tolist(),
+                "rowIndices": value.rowIndices.tolist(),
+            }
+        case _:
+            return value
+    return {
+        **parts,
+        "numRows": int(value.numRows),
+        "numCols": int(value.numCols),
+        "values": value.values.tolist(),
+        "isTransposed": bool(value.isTransposed),
+    }
+
+
+def decoded(value: Any) -> Any:
+    """The inverse of :func:`encoded`."""
+    match value:
+        case {"numRows": n, "numCols": d, "values": values, "isTransposed": transposed}:
+            if value["type"] == 1:
+                return DenseMatrix(n, d, values, transposed)
+            return SparseMatrix(n, d, value["colPtrs"], value["rowIndices"], values, transposed)
+        case {"size": size, "indices": indices, "values": values}:
+            return SparseVector(size, indices, values)
+        case {"type": 1, "values": values}:
+            return DenseVector(values)
+    return value
