@@ -93,12 +93,12 @@ def _read(scan: Scan, split: Split) -> Iterator[pa.RecordBatch]:
     try:
         if os.path.getsize(split.path) != split.size:  # another file, of which splits are missing
             raise Unfit(f"{split.path} no longer has {split.size} bytes")
-        # Mapped: 250,000 rows of 100 doubles take 0.15 s, read through a buffer 0.3 s.
-        with pq.ParquetFile(split.path, memory_map=True) as file:
+        # Mapped, 250,000 rows of 100 doubles take half as long as read through a buffer. Checksums
+        # cost 0.05 of 0.17 s; Spark has those of Hadoop's local files.
+        with pq.ParquetFile(split.path, memory_map=True, page_checksum_verification=True) as file:
             _check(file.schema_arrow, scan.kinds, split.path)
-            for group in _row_groups(file.metadata, split):
-                if _may_match(file, group, scan):
-                    yield from _read_group(file, group, scan)
+            groups = [g for g in _row_groups(file.metadata, split) if _may_match(file, g, scan)]
+            yield from _read_groups(file, groups, scan)
     except (OSError, pa.ArrowException) as why:
         raise Unfit(f"{split.path}: {why}") from why
 
@@ -150,16 +150,19 @@ def _may_match(file: pq.ParquetFile, group: int, scan: Scan) -> bool:
     return any(_mask(batch, compared).true_count for batch in table.to_batches())
 
 
-def _read_group(file: pq.ParquetFile, group: int, scan: Scan) -> Iterator[pa.RecordBatch]:
+def _read_groups(
+    file: pq.ParquetFile, groups: Sequence[int], scan: Scan
+) -> Iterator[pa.RecordBatch]:
     leaves = [
         leaf
         for name, kind in scan.kinds.items()
         for leaf in ([f"{name}.{part}" for part in VECTOR] if kind == "vector" else [name])
     ]
-    about = file.metadata.row_group(group)
-    most = scan.batch_bytes * about.num_rows // max(1, about.total_byte_size)
-    rows = max(1, min(scan.batch_rows, most))
-    for batch in file.iter_batches(rows, row_groups=[group], columns=leaves, use_threads=False):
+    # Rows that are wide are read a few at a time, as they are cut.
+    about = [file.metadata.row_group(group) for group in groups]
+    widest = max((g.total_byte_size // max(1, g.num_rows) for g in about), default=0)
+    rows = max(1, min(scan.batch_rows, scan.batch_bytes // max(1, widest)))
+    for batch in file.iter_batches(rows, row_groups=groups, columns=leaves, use_threads=False):
         yield batch.filter(_mask(batch, scan.conditions)) if scan.conditions else batch
 
 
@@ -231,11 +234,10 @@ def _features(features: Features, columns: list[pa.Array]) -> list[pa.Array]:
 
 
 def _cut(batches: Iterable[pa.RecordBatch], rows: int, limit: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of ``rows``, and each of these cut whenever it has ``limit`` bytes.
+    """The same rows in batches that end after ``rows`` rows or once they reach ``limit`` bytes.
 
-    So does Spark. Where a batch ends shows: which row a message names, and the order of sums.
+    So does Spark. Where a batch ends shows: in which row a message names, in the order of sums.
     """
-    left = rows
     pending: list[pa.RecordBatch] = []
     n = size = 0
     for batch in chain(batches, [None]):
@@ -243,14 +245,13 @@ def _cut(batches: Iterable[pa.RecordBatch], rows: int, limit: int) -> Iterator[p
             pending.append(batch)
             n += batch.num_rows
             size += batch.nbytes
-            if n < left and size < limit // 2:  # half, as Spark also counts bits for nulls
+            if n < rows and size < limit // 2:  # half, as Spark also counts bits for nulls
                 continue
         elif not n:
             return
         rest = _joined(pending)
-        while stop := _stop(rest, left, limit, batch is None):
+        while stop := _stop(rest, rows, limit, batch is None):
             yield rest.slice(0, stop)
-            left = left - stop or rows
             rest = rest.slice(stop)
         pending, n, size = [rest], rest.num_rows, rest.nbytes
 
@@ -259,16 +260,17 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     filled = [batch for batch in batches if batch.num_rows] or batches[:1]
     if len(filled) == 1:
         return filled[0]
-    return pa.Table.from_batches(filled).combine_chunks().to_batches()[0]
+    (joined,) = pa.Table.from_batches(filled).combine_chunks().to_batches()
+    return joined
 
 
-def _stop(batch: pa.RecordBatch, left: int, limit: int, last: bool) -> int:
+def _stop(batch: pa.RecordBatch, rows: int, limit: int, last: bool) -> int:
     """How many rows make a whole batch; 0 if more have to come first."""
-    n = min(batch.num_rows, left)
+    n = min(batch.num_rows, rows)
     whole = int(np.searchsorted(_arrow_bytes(batch, n), limit))
     if whole <= n:
         return whole
-    return n if last or n == left else 0
+    return n if last or n == rows else 0
 
 
 def _arrow_bytes(batch: pa.RecordBatch, n: int) -> np.ndarray:

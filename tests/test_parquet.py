@@ -189,6 +189,7 @@ def test_batches_end_where_spark_ends_them(spark, saved, features, rows, most):
         df = spark.read.parquet(saved).filter("id % 1 = 0 or true")
         names = [features, "weight", "name", "c"]
         scan = plain_scan(df, names)
+        assert scan is not None
         resolved = Features.of(df.schema, features)
         layout = Layout(resolved, None, "weight", "c", "name", "")
         sent = [
@@ -363,3 +364,14 @@ def test_a_file_unlike_its_plan_is_left_to_spark(spark, by_spark, tmp_path, chan
         CHANGES[change](tmp_path / "b.parquet")
     found, expected = outcome(df, "x", label="y"), by_spark(outcome, df, "x", label="y")
     assert found == expected
+
+
+def test_a_flipped_bit_does_not_pass(spark, tmp_path):
+    path = f"{tmp_path}/data"
+    df = spark.range(0, 900, 1, 1).selectExpr("array(sin(id), cos(id)) x")
+    df.write.option("compression", "none").parquet(path)
+    (file,) = Path(path).glob("*.parquet")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert "Checksum" in outcome(spark.read.parquet(path), "x")

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import threading
 import time
 import warnings
@@ -222,52 +223,103 @@ def deviance(X: Any, y: np.ndarray, coef: np.ndarray, intercept: Any) -> float:
     return float(value) / len(y)
 
 
-def compare_logistic(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:
-    """Logistic regression without a penalty to a relative objective gap of :data:`GAP`."""
-    X, y = as_arrays(df)
-    with Blocks.of(df, "features", label="label") as blocks:
+@dataclass(frozen=True)
+class Goal:
+    """Logistic regression without a penalty to :data:`GAP`, and what it takes.
+
+    Attributes
+    ----------
+    gap : callable
+        ``gap(coef, intercept)``: how far from the optimum a model is, relative to it.
+    ours : dict of str to int
+        Iterations of this package's solvers.
+    solver : str
+        The one that this package takes by default.
+    theirs : int
+        Iterations of pyspark.ml.
+    """
+
+    gap: Callable[[Any, Any], float]
+    ours: dict[str, int]
+    solver: str
+    theirs: int
+
+    @classmethod
+    def of(cls, df: DataFrame, blocks: Blocks, X: Any, y: np.ndarray) -> Goal:
         tight = LogisticRegression(tol=1e-12)._fit_blocks(blocks)
         optimum = deviance(X, y, tight.coefficients.toArray(), tight.intercept)
 
         def gap(coef: Any, intercept: Any) -> float:
             return (deviance(X, y, coef, intercept) - optimum) / optimum
 
-        ours: dict[str, Any] = {}
+        ours: dict[str, int] = {}
         for solver in ("newton", "l-bfgs"):
             losses = [r.loss for r in _ours(solver, 100, 1e-12)._fit_blocks(blocks).history]
             ours[solver] = _iterations(losses, optimum)
         losses = _theirs(200, 1e-12).fit(df).summary.objectiveHistory
         theirs = _iterations(list(losses), optimum)
+        return cls(gap, ours, LogisticRegression()._solver(blocks, 1), theirs)
 
-        solver = LogisticRegression()._solver(blocks, 1)
-        best = {"mllib_ext": lambda: _ours(solver, ours[solver]).fit(df)}
-        best["pyspark.ml"] = lambda: _theirs(theirs).fit(df)
+    def estimator(self, solver: str) -> LogisticRegression:
+        """Ours, to stop at the goal."""
+        return _ours(solver, self.ours[solver])
+
+    def note(self, line: Line, model: Any, iterations: int) -> None:
+        """Write on a line how far a model of its contender came."""
+        if line.name.startswith("mllib_ext"):
+            line.notes["rounds"] = sum(len(r.rounds) for r in model.history)
+        line.notes["iterations"] = iterations
+        line.notes["gap"] = self.gap(model.coefficients.toArray(), model.intercept)
+
+
+def compare_logistic(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:
+    """Logistic regression without a penalty to a relative objective gap of :data:`GAP`."""
+    X, y = as_arrays(df)
+    with Blocks.of(df, "features", label="label") as blocks:
+        goal = Goal.of(df, blocks, X, y)
+        solver = goal.solver
+        best = {"mllib_ext": lambda: goal.estimator(solver).fit(df)}
+        best["pyspark.ml"] = lambda: _theirs(goal.theirs).fit(df)
         whole = alternate(best, repeats)
         # Apart: idle for a minute, PySpark ends its workers, and the next run would start new ones.
-        whole += alternate(_sklearn_logistic(X, y, gap), repeats)
+        whole += alternate(_sklearn_logistic(X, y, goal.gap), repeats)
         runs: dict[str, Callable[[], Any]] = {
-            f"mllib_ext {s}": partial(_fit_blocks, _ours(s, ours[s]), blocks)
-            for s in (solver, *(s for s in ours if s != solver))
+            f"mllib_ext {s}": partial(_fit_blocks, goal.estimator(s), blocks)
+            for s in (solver, *(s for s in goal.ours if s != solver))
         }
         runs["pyspark.ml"] = best["pyspark.ml"]
         fitting = alternate(runs, repeats)
         building = alternate({"mllib_ext": partial(_build, df)}, repeats)
     for line in (*whole, *fitting):
-        name = line.name.removeprefix("mllib_ext").strip()
+        name = line.name.removeprefix("mllib_ext").strip() or solver
         if line.name.startswith("mllib_ext"):
-            model = _ours(name or solver, ours[name or solver]).fit(df)
-            line.notes["iterations"] = ours[name or solver]
-            line.notes["rounds"] = sum(len(r.rounds) for r in model.history)
-            line.notes["gap"] = gap(model.coefficients.toArray(), model.intercept)
+            goal.note(line, goal.estimator(name).fit(df), goal.ours[name])
         elif line.name == "pyspark.ml":
-            model = best["pyspark.ml"]()
-            line.notes["iterations"] = theirs
-            line.notes["gap"] = gap(model.coefficients.toArray(), model.intercept)
+            goal.note(line, best["pyspark.ml"](), goal.theirs)
     return [
         Comparison(f"logistic regression to a gap of {GAP:g}, blocks built", whole),
         Comparison(f"logistic regression to a gap of {GAP:g}, blocks there", fitting),
         Comparison("building blocks", building),
     ]
+
+
+def compare_parquet(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:
+    """From Parquet files to a logistic regression as in :func:`compare_logistic`."""
+    X, y = as_arrays(df)
+    with Blocks.of(df, "features", label="label") as blocks:
+        goal = Goal.of(df, blocks, X, y)
+    ours, theirs = goal.estimator(goal.solver), _theirs(goal.theirs)
+    with tempfile.TemporaryDirectory() as directory:
+        path = (Path(directory) / "data").as_uri()
+        df.write.parquet(path)
+        runs: dict[str, Callable[[], Any]] = {
+            "mllib_ext": lambda: ours.fit(spark.read.parquet(path)),
+            "pyspark.ml": lambda: theirs.fit(spark.read.parquet(path)),
+        }
+        lines = alternate(runs, repeats)
+        goal.note(lines[0], runs["mllib_ext"](), goal.ours[goal.solver])
+        goal.note(lines[1], runs["pyspark.ml"](), goal.theirs)
+    return [Comparison(f"Parquet to a logistic regression to a gap of {GAP:g}", lines)]
 
 
 def _ours(solver: str, iterations: int, tol: float = 0.0) -> LogisticRegression:
@@ -407,6 +459,7 @@ def _sink(df: DataFrame) -> None:
 
 TASKS: dict[str, Callable[[SparkSession, DataFrame, int], list[Comparison]]] = {
     "logistic": compare_logistic,
+    "parquet": compare_parquet,
     "linear": compare_linear,
     "round": compare_round,
     "predict": compare_predict,
