@@ -151,7 +151,15 @@ def spare_collector() -> None:
 
 
 def write_partition(layout: Layout, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Write one partition's rows as a block file and yield its handle (for ``mapInArrow``).
+    """Write one partition's rows as a block file and yield its handle (for ``mapInArrow``)."""
+    context = TaskContext.get()
+    assert context is not None
+    row = write_rows(layout, context.partitionId(), batches)
+    yield pa.RecordBatch.from_pylist([row], schema=_handle_arrow_schema())
+
+
+def write_rows(layout: Layout, partition: int, batches: Iterator[pa.RecordBatch]) -> dict[str, Any]:
+    """Write the rows of a partition as a block file: a row of :data:`HANDLE_SCHEMA`.
 
     The file gets a name of its own and is renamed at the end to one that carries its checksum:
     a second attempt or a speculative copy replaces it by an equal file or stands beside it. All
@@ -159,9 +167,6 @@ def write_partition(layout: Layout, batches: Iterator[pa.RecordBatch]) -> Iterat
     """
     began = time.perf_counter()
     spare_collector()
-    context = TaskContext.get()
-    assert context is not None
-    partition = context.partitionId()
     directory = local_directory(layout.directory, partition)
     temporary = directory / f"{uuid.uuid4().hex}.tmp"
     writer = _Writer(layout, temporary)
@@ -195,8 +200,7 @@ def write_partition(layout: Layout, batches: Iterator[pa.RecordBatch]) -> Iterat
         sparse=bool(writer.sparse),
         fault=fault,
     )
-    row = {**vars(handle), "ahead": writer.ahead() if not fault else None}
-    yield pa.RecordBatch.from_pylist([row], schema=_handle_arrow_schema())
+    return {**vars(handle), "ahead": writer.ahead() if not fault else None}
 
 
 def local_directory(name: str, partition: int) -> Path:

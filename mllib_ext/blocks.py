@@ -34,6 +34,7 @@ from mllib_ext.blockfile import Block, Handle, Layout
 from mllib_ext.columns import Features, data_type, number, quoted
 from mllib_ext.executors import Executors, Shipment
 from mllib_ext.partials import Merge, Partial, Stage
+from mllib_ext.scan import plain_scan
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,9 @@ class Blocks:
         name = f"mllib_ext-{uuid.uuid4().hex}"
         layout = Layout(resolved, None, label, weight, id, name, block_bytes, ahead)
         metadata = df.schema[label].metadata if label is not None else {}
-        executors = Executors(spark, df.select(*columns), layout.directory)
+        source = df.select(*columns)
+        names = [*resolved.names, *(name for name in (label, weight, id) if name is not None)]
+        executors = Executors(spark, source, layout.directory, plain_scan(df, names))
         return cls(executors, layout, driver_bytes, metadata)
 
     # --- what is known ---

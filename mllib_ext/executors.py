@@ -8,6 +8,7 @@ methods of :class:`Executors`.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import shutil
@@ -32,6 +33,9 @@ from mllib_ext.blockfile import (
     write_partition,
 )
 from mllib_ext.partials import Merge, Partial, Stage, of_partition, packed
+from mllib_ext.scan import UNFIT, Scan
+
+logger = logging.getLogger(__name__)
 
 # Up to here parameters ride in the task itself, which saves a broadcast's 10 ms a round.
 CLOSURE_BYTES = 1 << 18
@@ -77,9 +81,15 @@ class Shipment:
 class Executors:
     """Block files by RDD: handles cached where their files are, a round a job over them."""
 
-    def __init__(self, spark: SparkSession, source: DataFrame, directory: str) -> None:
+    def __init__(
+        self,
+        spark: SparkSession,
+        source: DataFrame,
+        directory: str,
+        scan: Scan | None = None,  # what the source reads, if it is a plain Parquet scan
+    ) -> None:
         self._context = spark.sparkContext
-        self._source, self._directory = source, directory
+        self._source, self._directory, self._scan = source, directory, scan
         self._handles: RDD[Any] | None = None
         self._grouped: RDD[Any] | None = None
         self._placed: list[str] = []  # where the files stood when the handles were grouped
@@ -91,16 +101,29 @@ class Executors:
         """Write all files (again): their handles and what ran ahead, in partition order."""
         self._unpersist()
         self._known.add(Path())  # a failure leaves files that nobody told of
-        written = self._source.mapInArrow(partial(write_partition, layout), HANDLE_SCHEMA)
-        # The writer sees its task's number, which is another one where lineage writes a lost
-        # partition again inside the task of a round.
-        numbered = written.withColumn("partition", F.spark_partition_id())
-        self._handles = numbered.rdd.persist(StorageLevel.MEMORY_AND_DISK)
+        self._handles = self._written(layout).persist(StorageLevel.MEMORY_AND_DISK)
         rows = sorted(self._handles.collect(), key=lambda row: row.partition)
+        if self._scan and any(row.fault.startswith(UNFIT) for row in rows):
+            logger.info("rows come through Spark: %s", max(row.fault for row in rows))
+            self._scan = None
+            return self.build(layout)
         self._known.discard(Path())
         found = [(Handle.of(row), row.ahead) for row in rows]
         self.group([handle for handle, _ in found])
         return found
+
+    def _written(self, layout: Layout) -> RDD[Any]:
+        """The job that writes the files: handles of :data:`HANDLE_SCHEMA`, one a partition."""
+        if self._scan is None:
+            written = self._source.mapInArrow(partial(write_partition, layout), HANDLE_SCHEMA)
+            # The writer sees its task's number, which is another one where lineage writes a lost
+            # partition again inside the task of a round.
+            return written.withColumn("partition", F.spark_partition_id()).rdd
+        from mllib_ext.parquet import write_splits  # 70 ms of imports, which no round needs
+
+        partitions = list(enumerate(self._scan.partitions))
+        write = partial(write_splits, layout, replace(self._scan, partitions=()))
+        return self._context.parallelize(partitions, len(partitions)).mapPartitions(write)
 
     def group(self, handles: Sequence[Handle], again: bool = False) -> None:
         """Share the handles among the slots, each with others of its executor.
