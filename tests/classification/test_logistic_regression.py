@@ -581,13 +581,9 @@ def test_every_keyword_has_a_setter_that_does_the_same():
 @pytest.mark.parametrize(
     ("params", "name"),
     [
-        ({"elasticNetParam": 0.5}, "elasticNetParam"),
+        ({"elasticNetParam": 1.5}, "elasticNetParam"),
         ({"aggregationDepth": 3}, "aggregationDepth"),
-        ({"maxBlockSizeInMB": 1.0}, "maxBlockSizeInMB"),
-        ({"lowerBoundsOnCoefficients": Matrices.dense(1, 1, [0.0])}, "lowerBoundsOnCoefficients"),
-        ({"upperBoundsOnCoefficients": Matrices.dense(1, 1, [0.0])}, "upperBoundsOnCoefficients"),
-        ({"lowerBoundsOnIntercepts": Vectors.dense([0.0])}, "lowerBoundsOnIntercepts"),
-        ({"upperBoundsOnIntercepts": Vectors.dense([0.0])}, "upperBoundsOnIntercepts"),
+        ({"maxBlockSizeInMB": -1.0}, "maxBlockSizeInMB"),
         ({"solver": "normal"}, "solver"),
         ({"family": "poisson"}, "family"),
         ({"lineSearch": "wolfe"}, "lineSearch"),

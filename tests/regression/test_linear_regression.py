@@ -315,11 +315,9 @@ def test_parameters_defaults_getters_and_setters_are_those_of_pyspark_ml(spark):
 @pytest.mark.parametrize(
     ("params", "name"),
     [
-        ({"elasticNetParam": 1.0}, "elasticNetParam"),
-        ({"loss": "huber"}, "loss"),
-        ({"epsilon": 2.0}, "epsilon"),
+        ({"elasticNetParam": -0.5}, "elasticNetParam"),
         ({"aggregationDepth": 4}, "aggregationDepth"),
-        ({"maxBlockSizeInMB": 8.0}, "maxBlockSizeInMB"),
+        ({"maxBlockSizeInMB": -8.0}, "maxBlockSizeInMB"),
         ({"solver": "sgd"}, "solver"),
         ({"lineSearch": "wolfe"}, "lineSearch"),
         ({"regParam": -1.0}, "regParam"),
