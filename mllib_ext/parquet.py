@@ -4,8 +4,7 @@ From Parquet through the JVM to Python a row is decoded to columns, turned into 
 columns again. pyarrow gives the columns at once. What the writer of block files sees is the same
 to the bit: the partitions, their rows in order, and batches cut where Spark cuts them.
 
-A file that is not as planned (gone, longer, another type) is left to Spark and its messages:
-its partition reports :data:`~mllib_ext.scan.UNFIT`, and all rows are then read the ordinary way.
+A file that is not as planned (gone, broken, another type) is left to Spark and its messages: its partition reports :data:`~mllib_ext.scan.UNFIT`, and all rows are then read the ordinary way.
 """
 
 from __future__ import annotations
@@ -78,6 +77,8 @@ def read_splits(layout: Layout, scan: Scan, splits: Sequence[Split]) -> Iterator
     ------
     Unfit
         A file that cannot be read, or is not as planned.
+    RuntimeError
+        A file that has got another length.
     """
     batches = (
         _laid_out(layout, scan.columns, batch) for split in splits for batch in _read(scan, split)
@@ -91,8 +92,12 @@ def read_splits(layout: Layout, scan: Scan, splits: Sequence[Split]) -> Iterator
 def _read(scan: Scan, split: Split) -> Iterator[pa.RecordBatch]:
     """The columns that a scan needs, of those rows of one split that it keeps."""
     try:
-        if os.path.getsize(split.path) != split.size:  # another file, of which splits are missing
-            raise Unfit(f"{split.path} no longer has {split.size} bytes")
+        if (size := os.path.getsize(split.path)) != split.size:
+            # Spark would read what lies in the old splits: none of a row group that grew.
+            raise RuntimeError(
+                f"{split.path}: expected {split.size} bytes, as when the DataFrame was made, "
+                f"found {size}: read the files again"
+            )
         # Mapped, 250,000 rows of 100 doubles take half as long as read through a buffer. Checksums
         # cost 0.05 of 0.17 s; Spark has those of Hadoop's local files.
         with pq.ParquetFile(split.path, memory_map=True, page_checksum_verification=True) as file:
