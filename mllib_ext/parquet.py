@@ -4,7 +4,8 @@ From Parquet through the JVM to Python a row is decoded to columns, turned into 
 columns again. pyarrow gives the columns at once. What the writer of block files sees is the same
 to the bit: the partitions, their rows in order, and batches cut where Spark cuts them.
 
-A file that is not as planned (gone, broken, another type) is left to Spark and its messages: its partition reports :data:`~mllib_ext.scan.UNFIT`, and all rows are then read the ordinary way.
+A file that is not as planned (gone, broken, another type) is left to Spark and its messages: its
+partition reports :data:`~mllib_ext.scan.UNFIT`, and all rows are then read the ordinary way.
 """
 
 from __future__ import annotations
@@ -37,11 +38,7 @@ ARROW = {
     "array<float>": pa.list_(pa.float32()),
     "array<double>": pa.list_(pa.float64()),
 }
-VECTOR = {
-    "size": pa.int32(),
-    "indices": pa.list_(pa.int32()),
-    "values": pa.list_(pa.float64()),
-}
+VECTOR = {"size": pa.int32(), "indices": pa.list_(pa.int32()), "values": pa.list_(pa.float64())}
 # Earlier days may be of the Julian calendar, which ended in 1582: Spark may have to shift them.
 FIRST_GREGORIAN_DAY = -141_427
 COMPARE = {
