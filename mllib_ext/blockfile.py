@@ -30,11 +30,14 @@ from pyspark import TaskContext
 
 from mllib_ext.columns import BadRow, Features, Matrix, numbers
 from mllib_ext.partials import Merge, Stage, joined, nbytes
+from mllib_ext.scattered import Scattered
 
 # A block's values stay in a core's share of the last-level cache between X @ w and X.T @ r.
 BLOCK_BYTES = 4 << 20
 # What a stage that runs ahead gives may ride with a handle up to here; executors cache it there.
 AHEAD_BYTES = 1 << 18
+# From here on a vector of all columns outgrows the first-level cache: blocks keep to their own.
+WIDE = 1 << 13
 # Enough rows to make a Python call's microseconds small, few enough to keep margins in L2.
 BLOCK_ROWS = 32_768
 
@@ -61,6 +64,10 @@ class Block:
         Row ids; empty where no id column was asked for.
     partition, start : int
         Where the rows stand: the partition, and the place of the first one in it.
+    columns : ndarray or None, shape (m,)
+        The columns that a CSR block of :data:`WIDE` columns or more stores, ascending.
+    places : ndarray or None, shape (nnz,)
+        Of every stored value: the place of its column in ``columns``.
     """
 
     X: Matrix
@@ -69,17 +76,34 @@ class Block:
     id: np.ndarray
     partition: int = 0
     start: int = 0
+    columns: np.ndarray | None = None
+    places: np.ndarray | None = None
 
     @property
     def n(self) -> int:
         """The number of rows."""
         return self.X.shape[0]
 
+    @property
+    def narrow(self) -> Matrix:
+        """``X``; of a wide sparse block the columns that it stores alone, (n, m)."""
+        if self.columns is None or isinstance(self.X, np.ndarray):
+            return self.X
+        parts = (self.X.data, self.places, self.X.indptr)
+        return sp.csr_array(parts, shape=(self.n, len(self.columns)))
+
+    def widened(self, array: np.ndarray) -> np.ndarray | Scattered:
+        """An array by the columns of ``narrow`` as one by those of ``X``."""
+        if self.columns is None:
+            return array
+        return Scattered(self.columns, array, self.X.shape[1])
+
     def freeze(self) -> None:
         """Make all arrays read-only, as they are when they come out of a file."""
         values = (self.X,) if isinstance(self.X, np.ndarray) else _parts(self.X)
-        for array in (*values, self.y, self.w, self.id):
-            array.flags.writeable = False
+        for array in (*values, self.y, self.w, self.id, self.columns, self.places):
+            if array is not None:
+                array.flags.writeable = False
 
 
 def _parts(X: sp.csr_array) -> tuple[np.ndarray, ...]:
@@ -252,6 +276,10 @@ class _Writer:
         if 2 * n >= self._block_rows(X):
             self._flush()
 
+    @property
+    def _wide(self) -> bool:
+        return bool(self.sparse) and self.n_features >= WIDE
+
     def _block_rows(self, X: Matrix) -> int:
         """How many rows such as these a block may hold."""
         asked = self.layout.block_bytes
@@ -260,7 +288,7 @@ class _Writer:
             if asked is not None:
                 return max(1, asked // row)
             return int(np.clip(BLOCK_BYTES // row, 64, BLOCK_ROWS))
-        # Each block of a sum adds dense vectors of d: the longer they, the more values share one.
+        # Each block of a sum adds vectors of up to d: the longer they, the more values share one.
         stored = sum(sparse.nnz for sparse, *_ in self._pending)
         n = sum(part[0].shape[0] for part in self._pending)
         if asked is not None:
@@ -274,9 +302,10 @@ class _Writer:
     def _sum_up(self, X: Matrix, y: np.ndarray, w: np.ndarray, ids: pa.Array) -> None:
         """Counts and checksums, from the rows' bits: integers, so equal on every machine."""
         n, d = X.shape
-        if self._codes is None:
+        if not self.n_features:
             self.n_features = d
-            self._codes = _odd_codes(d, X.dtype)
+            if not self._wide:
+                self._codes = _odd_codes(np.arange(d), X.dtype)
         marks = _row_marks(X, self._codes)
         for values in (y, w):
             if len(values):
@@ -310,6 +339,12 @@ class _Writer:
         names, arrays = [], []
         if not isinstance(X, np.ndarray):
             indptr, indices = X.indptr.astype(np.int32), X.indices.astype(np.int32)
+            if self._wide:
+                columns, indices = numbered(indices, X.shape[1])
+                # A batch has no place for an array of another length: all in the first row's list.
+                offsets = np.minimum(np.arange(X.shape[0] + 1, dtype=np.int32), 1) * len(columns)
+                names.append("columns")
+                arrays.append(pa.ListArray.from_arrays(offsets.astype(np.int32), columns))
             names += ["indices", "values"]
             arrays += [pa.ListArray.from_arrays(indptr, values) for values in (indices, X.data)]
         else:
@@ -333,7 +368,9 @@ class _Writer:
         if self.layout.ahead is not None:
             n = X.shape[0]
             weights = w if self.layout.weight is not None else _ones(n)
-            block = Block(X, y, weights, id.to_numpy(zero_copy_only=False), 0, self._written)
+            ids = id.to_numpy(zero_copy_only=False)
+            wide = (columns, indices) if self._wide else ()
+            block = Block(X, y, weights, ids, 0, self._written, *wide)
             stage, merge = self.layout.ahead
             self._ahead = joined(self._ahead, stage(block), merge)
             self._written += n
@@ -358,18 +395,35 @@ class _Writer:
             self._file.close()
 
 
-def _odd_codes(d: int, dtype: np.dtype) -> np.ndarray:
-    """One odd multiplier a feature: splitmix64 of its number, as wide as the values."""
-    codes = _mix(np.arange(1, d + 1, dtype=np.uint64))
+def numbered(indices: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """The columns (m,) that occur in ``indices``, ascending, and the place of each index there."""
+    occurs = np.zeros(d, bool)
+    occurs[indices] = True
+    columns = np.flatnonzero(occurs).astype(np.int32)
+    places = np.empty(d, np.int32)
+    places[columns] = np.arange(len(columns), dtype=np.int32)
+    return columns, places[indices]
+
+
+def _odd_codes(columns: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """One odd multiplier a column: splitmix64 of its number, as wide as the values."""
+    codes = _mix(columns.astype(np.uint64) + np.uint64(1))
     return (codes | np.uint64(1)).astype(np.uint32 if dtype.itemsize == 4 else np.uint64)
 
 
-def _row_marks(X: Matrix, codes: np.ndarray) -> np.ndarray:
-    """One number a row, linear in its folded bits modulo 2**64 (2**32 for float32)."""
+def _row_marks(X: Matrix, codes: np.ndarray | None) -> np.ndarray:
+    """One number a row, linear in its folded bits modulo 2**64 (2**32 for float32).
+
+    Without a code for every column, of which there are too many, those of what is stored are made.
+    """
     if isinstance(X, np.ndarray):
+        assert codes is not None
         return np.einsum("ij,j->i", _folded(X, codes.dtype), codes).astype(np.uint64)
-    bits = sp.csr_array((_folded(X.data, codes.dtype), X.indices, X.indptr), shape=X.shape)
-    return (bits @ codes).astype(np.uint64)
+    stored = codes[X.indices] if codes is not None else _odd_codes(X.indices, X.dtype)
+    products = _folded(X.data, stored.dtype) * stored
+    one_column = (products, np.zeros_like(X.indices), X.indptr)
+    sums = sp.csr_array(one_column, shape=(X.shape[0], 1)) @ np.ones(1, stored.dtype)
+    return sums.astype(np.uint64)
 
 
 def _folded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -423,6 +477,7 @@ def read_blocks(handle: Handle) -> Iterator[Block]:
 
 
 def _block(batch: pa.RecordBatch, d: int, partition: int, start: int) -> Block:
+    stored = places = None
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     n = batch.num_rows
     X: Matrix
@@ -431,12 +486,15 @@ def _block(batch: pa.RecordBatch, d: int, partition: int, start: int) -> Block:
     else:
         values = columns["values"]
         indices = columns["indices"].values.to_numpy(zero_copy_only=True)
+        if "columns" in columns:
+            stored, places = columns["columns"].values.to_numpy(zero_copy_only=True), indices
+            indices = stored[places]
         data = values.values.to_numpy(zero_copy_only=True)
         X = sp.csr_array((data, indices, values.offsets.to_numpy()), shape=(n, d))
     y = columns["y"].to_numpy() if "y" in columns else np.empty(0)
     w = columns["w"].to_numpy() if "w" in columns else _ones(n)
     ids = columns["id"].to_numpy(zero_copy_only=False) if "id" in columns else np.empty(0)
-    return Block(X, y, w, ids, partition, start)
+    return Block(X, y, w, ids, partition, start, stored, places)
 
 
 _ONES = np.ones(BLOCK_ROWS)

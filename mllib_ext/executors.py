@@ -32,7 +32,7 @@ from mllib_ext.blockfile import (
     spare_collector,
     write_partition,
 )
-from mllib_ext.partials import Merge, Partial, Stage, of_partition, packed
+from mllib_ext.partials import Merge, Partial, Stage, of_partition
 from mllib_ext.scan import UNFIT, Scan
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,7 @@ def run_stage(
     for handle in [
         Handle.of(row) for row in rows
     ]:  # all input first: an unread one kills the worker
-        part = of_partition(handle, read_blocks(handle), stage, merge, parameters)
-        yield part if part.values is None else replace(part, values=packed(part.values))
+        yield of_partition(handle, read_blocks(handle), stage, merge, parameters)
 
 
 class Shipment:

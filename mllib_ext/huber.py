@@ -30,6 +30,7 @@ from mllib_ext.objective import (
     Sums,
     margins,
     sampling,
+    transposed_product,
     with_average_diagonal,
 )
 from mllib_ext.penalties import L2, L1Box
@@ -220,7 +221,6 @@ def along(
     return values, slopes
 
 
-def _products(block: Block, r: np.ndarray) -> tuple[np.ndarray, float]:
-    """``X.T @ r`` in the block's precision, and the sum of ``r``: what goes with the intercept."""
-    product: np.ndarray = block.X.T @ r.astype(block.X.dtype, copy=False)
-    return product, float(r.sum())
+def _products(block: Block, r: np.ndarray) -> tuple[Any, float]:
+    """``X.T @ r``, and the sum of ``r``: what goes with the intercept."""
+    return transposed_product(block, r), float(r.sum())

@@ -22,7 +22,7 @@ DENSE_SLICE_BYTES = 1 << 20
 # Below this many columns a dense product beats a sparse one at any density worth storing as CSR.
 DENSE_COLUMNS = 512
 
-Moments = tuple[float, float, int, np.ndarray, np.ndarray]
+Moments = tuple[float, float, int, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,20 @@ class Summary:
 
 
 def moments(block: Block) -> Moments:
-    """One block's weights, means and scatter (d,) of the features."""
-    heaviest = int(block.w.argmax())
-    reference = _reference(block.X, heaviest)
-    D = _minus(block.X, reference)
+    """One block's weights, means and scatter (d,) of the features.
+
+    Of a wide sparse block they are scattered: a column that it does not store has mean 0 and
+    scatter 0 there, which is what the update of Chan et al. needs to know.
+    """
+    X = block.narrow
+    reference = _reference(X, int(block.w.argmax()))
+    D = _minus(X, reference)
     sums = D.T @ block.w
     # In place: a second temporary of a block's size costs ten times the arithmetic in page faults.
     values: Any = D if isinstance(D, np.ndarray) else D.data
     np.multiply(values, values, out=values)
-    return _centred(block, block.w.sum(), sums, D.T @ block.w, reference)
+    found = _centred(block, block.w.sum(), sums, D.T @ block.w, reference)
+    return *found[:3], block.widened(found[3]), block.widened(found[4])
 
 
 def comoments(block: Block) -> Moments:

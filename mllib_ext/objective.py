@@ -337,7 +337,7 @@ def value_gradient_curvature(
     if not isinstance(block.X, np.ndarray):  # a pass over what is stored, which is little
         c = np.einsum("njj->nj", _curvature(loss, block, z))
         squared = replace(block, X=block.X.power(2))
-        whole[0], whole[1] = _transposed_product(squared, c), _transposed_product(block, c)
+        whole[0], whole[1] = transposed_product(squared, c), transposed_product(block, c)
         whole[2] = c.sum(axis=0)
     return *sums, H, whole
 
@@ -345,7 +345,7 @@ def value_gradient_curvature(
 def _first_order(loss: Loss, block: Block, z: np.ndarray) -> tuple[Any, ...]:
     value, residual = loss.value_and_gradient(block.y, z)
     residual = (residual.T * block.w).T
-    return value @ block.w, _transposed_product(block, residual), residual.sum(axis=0)
+    return value @ block.w, transposed_product(block, residual), residual.sum(axis=0)
 
 
 def _curvature(loss: Loss, block: Block, z: np.ndarray) -> np.ndarray:
@@ -363,7 +363,7 @@ def _hessian(block: Block, curvature: np.ndarray) -> np.ndarray:
             # A curvature between two classes is negative or 0, of one class positive or 0.
             sign = 1.0 if i == j else -1.0
             H[:d, i, :d, j] = sign * weighted_gram(block.X, sign * c)
-            H[:d, i, d, j] = H[d, i, :d, j] = _transposed_product(block, c)
+            H[:d, i, d, j] = H[d, i, :d, j] = transposed_product(block, c)
             H[d, i, d, j] = c.sum()
             H[:, j, :, i] = H[:, i, :, j]  # both are symmetric
     return H
@@ -377,7 +377,7 @@ def hessian_product(
     dz = margins(block, p_coef, p_intercept)
     curved = curvature * dz if dz.ndim == 1 else np.einsum("nij,nj->ni", curvature, dz)
     curved = (curved.T * block.w).T
-    return _transposed_product(block, curved), curved.sum(axis=0)
+    return transposed_product(block, curved), curved.sum(axis=0)
 
 
 def along(
@@ -402,6 +402,6 @@ def along(
     return values, slopes
 
 
-def _transposed_product(block: Block, r: np.ndarray) -> np.ndarray:
-    product: np.ndarray = block.X.T @ r.astype(block.X.dtype, copy=False)
-    return product
+def transposed_product(block: Block, r: np.ndarray) -> Any:
+    """``X.T @ r`` in the block's precision, (d,) or (d, k); of a wide sparse block scattered."""
+    return block.widened(block.narrow.T @ r.astype(block.X.dtype, copy=False))

@@ -8,16 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mllib_ext.scattered import Scattered, dense
+
 if TYPE_CHECKING:
     from mllib_ext.blockfile import Block, Handle
-
-# Below this size to look for zeros costs as much as to send them.
-PACKED_BYTES = 1 << 16
 
 Stage = Callable[..., tuple[Any, ...]]
 Merge = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
@@ -61,75 +59,45 @@ def of_partition(
     return Partial(handle, True, values, time.perf_counter() - began)
 
 
-@dataclass(frozen=True)
-class Packed:
-    """An array of mostly zeros on its way to the driver: the places and values of the others.
-
-    A partition of sparse rows touches few of a million columns. The driver unpacks one partition
-    at a time, so that it never holds a dense vector for each of them.
-    """
-
-    places: np.ndarray
-    values: np.ndarray
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return self.places.nbytes + self.values.nbytes
-
-    def unpack(self) -> np.ndarray:
-        """The array again."""
-        array = np.zeros(self.shape, self.values.dtype)
-        array.ravel()[self.places] = self.values
-        return array
-
-
-def packed(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Values with their large arrays of mostly zeros packed."""
-    return tuple(map(_pack, values))
-
-
-def unpacked(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same values, all arrays as they were."""
-    return tuple(v.unpack() if isinstance(v, Packed) else v for v in values)
-
-
-def _pack(value: Any) -> Any:
-    if not isinstance(value, np.ndarray) or value.nbytes < PACKED_BYTES or value.dtype.hasobject:
-        return value
-    places = np.flatnonzero(value)
-    if 3 * len(places) > value.size:
-        return value
-    return Packed(places, value.ravel()[places], value.shape)
-
-
 def total(values: Iterable[tuple[Any, ...] | None], merge: Merge | None) -> tuple[Any, ...]:
-    """The values of all partitions as one, joined from left to right."""
-    whole = reduce(merge or _add, (unpacked(v) for v in values if v is not None))
+    """The values of all partitions as one, joined from left to right, scattered arrays whole."""
+    whole: tuple[Any, ...] | None = None
+    for part in values:
+        if part is not None:
+            # A sum begins with all rows: the others are added to them in place, one at a time.
+            part = tuple(map(dense, part)) if whole is None and merge is None else part
+            whole = joined(whole, part, merge)
+    assert whole is not None
+    whole = tuple(map(dense, whole))
     return tuple(v[()] if isinstance(v, np.ndarray) and v.ndim == 0 else v for v in whole)
 
 
 def joined(
     total: tuple[Any, ...] | None, part: tuple[Any, ...], merge: Merge | None
 ) -> tuple[Any, ...]:
-    """The values of the blocks so far and of one more."""
+    """The values so far and of one more block or partition. Sums may change ``total`` in place."""
     if merge is not None:
         return part if total is None else merge(total, part)
     if total is None:
-        return tuple(_accumulator(value) for value in part)
-    for into, value in zip(total, part, strict=True):
-        np.add(into, value, out=into)
-    return total
+        return tuple(map(_accumulator, part))
+    return tuple(_added(into, value) for into, value in zip(total, part, strict=True))
 
 
-def _accumulator(value: Any) -> np.ndarray:
+def _accumulator(value: Any) -> Any:
     """A copy to add to: float64 whatever the precision of the block, integers as int64."""
+    if isinstance(value, Scattered):
+        return value.astype(np.float64)
     array = np.asarray(value)
     return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 
-def _add(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a + b for a, b in zip(left, right, strict=True))
+def _added(into: Any, value: Any) -> Any:
+    if isinstance(into, Scattered):
+        return into + value
+    if isinstance(value, Scattered):
+        value.add_to(into)
+        return into
+    return np.add(into, value, out=into)
 
 
 def nbytes(value: Any) -> int:

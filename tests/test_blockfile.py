@@ -228,11 +228,12 @@ def test_checksums_tell_the_same_rows_from_another_order_and_from_other_rows(
 def test_no_two_of_many_rows_of_zeros_and_ones_have_the_same_mark(dtype):
     """The bits of small integers end in zeros, and a product only carries bits upwards."""
     X = ((np.arange(1 << 11)[:, None] >> np.arange(11)) & 1).astype(dtype)  # all of 11 bits
-    codes = blockfile._odd_codes(11, X.dtype)
+    codes = blockfile._odd_codes(np.arange(11), X.dtype)
     dense = blockfile._row_marks(X, codes)
     # 2,048 marks of 32 bits: half a chance in a thousand that any two are equal, once and for all.
     assert len(np.unique(dense)) == len(X)
     np.testing.assert_array_equal(blockfile._row_marks(sp.csr_array(X), codes), dense)
+    np.testing.assert_array_equal(blockfile._row_marks(sp.csr_array(X), None), dense)
 
 
 # --- a partition ------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from mllib_ext import executors
-from mllib_ext.blockfile import Handle
+from mllib_ext.blockfile import WIDE, Handle
 from mllib_ext.blocks import Blocks, DataChangedWarning
 from mllib_ext.executors import CLOSURE_BYTES
 from mllib_ext.partials import Partial
@@ -682,7 +682,7 @@ def test_a_million_sparse_features_never_become_dense(spark):
 
 
 def columns_of_one(block):
-    return np.asarray(block.X.sum(axis=0)), block.n
+    return block.widened(np.asarray(block.narrow.sum(axis=0))), block.n
 
 
 @pytest.mark.parametrize("merge", [None, add_columns])
@@ -697,6 +697,35 @@ def test_a_partition_sends_no_zeros_of_columns_that_it_does_not_have(spark, merg
     assert sums[:40].tolist() == [1.0] * 40
     assert sums[d - 1] == -80.0
     assert np.count_nonzero(sums) == 41
+
+
+def own_columns(block):
+    narrow = block.X[:, block.columns]
+    assert (block.narrow != narrow).nnz == 0
+    return (np.unique(block.X.indices),), [(block.columns, block.X.shape[1])]
+
+
+def concatenated(left, right):
+    return left[0] + right[0], left[1] + right[1]
+
+
+def test_wide_sparse_blocks_know_the_columns_that_they_store(spark):
+    d = WIDE
+    vectors = [Vectors.sparse(d, [i, i + 50, d - 1], [1.0, 2.0, 3.0]) for i in range(40)]
+    with Blocks.of(vector_frame(spark, vectors, 3), "features") as blocks:
+        expected, found = blocks.reduce(own_columns, concatenated)
+    assert len(found) == 3
+    for columns, (own, width) in zip(expected, found, strict=True):
+        assert own.tolist() == columns.tolist()
+        assert width == d
+        assert len(own) < 100
+    narrower = [Vectors.sparse(d - 1, [i], [1.0]) for i in range(4)]
+    with Blocks.of(vector_frame(spark, narrower, 1), "features") as blocks:
+        assert blocks.reduce(stored_columns, concatenated)[0] == [None]
+
+
+def stored_columns(block):
+    return [block.columns], []
 
 
 @pytest.mark.parametrize("limit", [1, 7])

@@ -52,6 +52,7 @@ from mllib_ext.losses import SquaredError
 from mllib_ext.moments import Summary, comoments, merge, moments
 from mllib_ext.optimizers.newton import solve
 from mllib_ext.persistence import SavesParams
+from mllib_ext.scattered import Scattered
 from mllib_ext.second_moments import SecondMoments
 from mllib_ext.summaries import HasLinearRegressionSummary, inverse_diagonal
 
@@ -218,7 +219,7 @@ class LinearRegression(
 
     def _first_round(self) -> Any:
         closed = self.getSolver() in ("auto", "normal") and self.getLoss() == "squaredError"
-        return comoments if closed else moments_with_label, merge
+        return comoments_of_few if closed else moments_with_label, merge
 
     def _fit_blocks(self, blocks: Blocks) -> LinearRegressionModel:
         if self.getLoss() == "huber":
@@ -241,7 +242,8 @@ class LinearRegression(
     def _solve_normal_equations(self, blocks: Blocks) -> LinearRegressionModel:
         """Least squares from second moments: one round, one system of d equations."""
         d = blocks.n_features
-        summary = Summary(*blocks.reduce(comoments, merge))
+        stage = comoments_of_few if d <= GRAM_FEATURES else comoments
+        summary = Summary(*blocks.reduce(stage, merge))
         deviation = np.sqrt(summary.population_variance())
         mean, label_mean, label_deviation = summary.mean[:d], summary.mean[d], deviation[d]
         constant = self._constant_label(d, label_mean, label_deviation)
@@ -310,7 +312,7 @@ class LinearRegression(
 
     def _label_and_features(self, blocks: Blocks) -> tuple[int, np.ndarray, np.ndarray]:
         """The number of features; means and standard deviations of the features and the label."""
-        summary = Summary(*blocks.reduce(moments_with_label, merge))
+        summary = Summary(*blocks.reduce(*self._first_round()))
         d = blocks.n_features
         population = (
             self.getSolver() == "auto" and self.getLoss() == "squaredError" and d <= NORMAL_FEATURES
@@ -340,11 +342,18 @@ class LinearRegression(
         return None
 
 
+def comoments_of_few(block: Block) -> Any:
+    """What ``solver="auto"`` begins with: of many features it wants no products."""
+    return comoments(block) if block.X.shape[1] <= GRAM_FEATURES else moments_with_label(block)
+
+
 def moments_with_label(block: Block) -> Any:
     """One block's weights, means and scatter (d + 1,) of the features and the label."""
     weight, squared, n, mean, scatter = moments(block)
-    label = moments(Block(block.y[:, None], block.y, block.w, block.id))
-    return weight, squared, n, np.append(mean, label[3]), np.append(scatter, label[4])
+    *_, label_mean, label_scatter = moments(Block(block.y[:, None], block.y, block.w, block.id))
+    if isinstance(mean, Scattered):
+        return weight, squared, n, mean.append(label_mean), scatter.append(label_scatter)
+    return weight, squared, n, np.append(mean, label_mean), np.append(scatter, label_scatter)
 
 
 def _predict(coefficients: np.ndarray, intercept: float, name: str, X: Matrix) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+import tracemalloc
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from arrays import block
+from mllib_ext import huber, objective
+from mllib_ext.blockfile import Handle, numbered
+from mllib_ext.classification.logistic_regression import class_moments, merge_class_moments
+from mllib_ext.losses import Logistic, Multinomial
+from mllib_ext.moments import Summary, merge, moments
+from mllib_ext.partials import of_partition, total
+from mllib_ext.regression.linear_regression import moments_with_label
+from mllib_ext.scattered import Scattered, dense
+
+D = 1 << 20
+RNG = np.random.default_rng(5)
+
+
+def scattered(places, shape=()):
+    places = np.array(places)
+    return Scattered(places, RNG.normal(size=(len(places), *shape)), 9)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize("places", [([0, 2, 8], [1, 2, 7, 8]), ([3, 4], [3, 4]), ([], [5])])
+def test_arithmetic_is_that_of_whole_arrays(places, shape):
+    a, b = (scattered(np.array(p, dtype=int), shape) for p in places)
+    A, B = a.toarray(), b.toarray()
+    assert A.shape == (9, *shape)
+    assert a.ndim == A.ndim
+    np.testing.assert_array_equal((a + b).toarray(), A + B)
+    np.testing.assert_array_equal((a - b).toarray(), A - B)
+    np.testing.assert_array_equal((np.float64(2.5) * a).toarray(), 2.5 * A)
+    np.testing.assert_array_equal((a * a).toarray(), A * A)
+    assert ((a + b).places == np.union1d(*places)).all()
+    whole = B.copy()
+    a.add_to(whole)
+    np.testing.assert_array_equal(whole, A + B)
+
+
+def test_a_row_can_be_appended():
+    a = scattered([1, 4])
+    np.testing.assert_array_equal(a.append(np.array([7.0])).toarray(), [*a.toarray(), 7.0])
+
+
+# --- stages on wide sparse blocks ----------------------------------------------------------------
+
+
+def rows(n, seed):
+    """Sparse rows (n, D) of about 20 values each and labels, one column stored in each of them."""
+    rng = np.random.default_rng(seed)
+    columns = rng.integers(0, D - 1, size=(n, 20))
+    columns[:, 0] = 77
+    values = rng.normal(size=columns.shape)
+    values[:, 1] = 3.0
+    indptr = np.arange(0, 20 * n + 1, 20)
+    X = sp.csr_array((values.ravel(), columns.ravel().astype(np.int32), indptr), shape=(n, D))
+    X.sum_duplicates()
+    return block(X, rng.integers(0, 2, n), rng.uniform(0.5, 2.0, n))
+
+
+def wide(plain):
+    columns, places = numbered(plain.X.indices, D)
+    return type(plain)(plain.X, plain.y, plain.w, plain.id, 0, 0, columns, places)
+
+
+PLAIN = [rows(50, 1), rows(30, 2), rows(40, 3)]
+WIDE = [wide(b) for b in PLAIN]
+COEF, INTERCEPT = RNG.normal(size=D), 0.3
+COEFS, INTERCEPTS = RNG.normal(size=(D, 2)), np.array([0.1, -0.2])
+STAGES: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
+    "moments": (moments, merge, ()),
+    "moments with label": (moments_with_label, merge, ()),
+    "class moments": (class_moments, merge_class_moments, ()),
+    "gradient": (partial(objective.value_and_gradient, Logistic()), None, (COEF, INTERCEPT)),
+    "multinomial gradient": (
+        partial(objective.value_and_gradient, Multinomial(2)),
+        None,
+        (COEFS, INTERCEPTS),
+    ),
+    "hessian product": (
+        partial(objective.hessian_product, Logistic()),
+        None,
+        (COEF, INTERCEPT, COEF[::-1].copy(), 0.2),
+    ),
+    "huber": (partial(huber.value_and_gradient, 1.35), None, (COEF, INTERCEPT, 2.0)),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_gives_the_same_over_wide_blocks_as_over_whole_rows(name):
+    stage, join, parameters = STAGES[name]
+    results = []
+    for blocks in (PLAIN, WIDE):
+        parts = [stage(b, *parameters) for b in blocks]
+        results.append(total(parts, join))
+    for whole, narrow in zip(*results, strict=True):
+        np.testing.assert_array_equal(narrow, whole)  # the same additions, but for those of 0
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_stage_makes_an_array_of_all_columns_in_a_partition(name):
+    stage, join, parameters = STAGES[name]
+    handle = Handle(0, "", "", 0, D, 0.0, 0, 0.0, 0, 0, True, "")
+    of_partition(handle, WIDE, stage, join, parameters)  # imports and caches
+    tracemalloc.start()
+    try:
+        part = of_partition(handle, WIDE, stage, join, parameters)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert any(isinstance(v, Scattered) for v in part.values)
+    assert peak < D, "an array of all columns has 8 times as many bytes"
+
+
+def test_a_column_that_is_constant_has_no_variance_in_wide_blocks_either():
+    constant = sp.csr_array((np.full(60, 0.1), np.full(60, 5), np.arange(61)), shape=(60, D))
+    parts = [moments(wide(block(constant[i:j]))) for i, j in ((0, 20), (20, 60))]
+    summary = Summary(*map(dense, merge(*parts)))
+    assert summary.mean[5] == 0.1
+    assert not summary.scatter.any()
