@@ -105,8 +105,9 @@ class Blocks:
         layout: Layout,
         driver_bytes: int = 0,
         label_metadata: dict[str, Any] | None = None,
+        depth: int = 2,
     ) -> None:
-        self._executors, self._layout = executors, layout
+        self._executors, self._layout, self._depth = executors, layout, depth
         self.label_metadata = label_metadata or {}
         self._lock = threading.RLock()
         self._held: dict[int, list[Block]] | None = None
@@ -133,6 +134,7 @@ class Blocks:
         block_bytes: int | None = None,
         driver_bytes: int = 0,
         ahead: tuple[Stage, Merge | None] | None = None,
+        depth: int = 2,
     ) -> Blocks:
         """Convert a DataFrame: one pass over its rows.
 
@@ -151,6 +153,9 @@ class Blocks:
         ahead : tuple of (callable, callable or None)
             The stage and merge of a round without parameters that is known to come first: it is
             computed while the blocks are written, and its answer remembered.
+        depth : int
+            Levels on which partials are joined: 2 are a partition's task and the driver; each one
+            more is a shuffle between them, which pays where many partitions send large partials.
 
         Raises
         ------
@@ -191,7 +196,7 @@ class Blocks:
         source = df.select(*columns)
         names = [*resolved.names, *(name for name in (label, weight, id) if name is not None)]
         executors = Executors(spark, source, layout.directory, plain_scan(df, names))
-        return cls(executors, layout, driver_bytes, metadata)
+        return cls(executors, layout, driver_bytes, metadata, depth)
 
     # --- what is known ---
 
@@ -316,11 +321,12 @@ class Blocks:
                     self._rebuild(told)
             found: dict[int, Partial] = {}
             for attempt in range(1 + RETRIES):
+                if self._depth > 2:  # one that is missing leaves the sum of its neighbours short
+                    found.clear()
                 missing = [h.partition for h in self.handles if h.partition not in found]
-                whole = len(missing) == len(self.handles)
                 bytes_down += shipment.n_bytes * self._executors.n_tasks(missing)
                 for answer in self._executors.run(
-                    stage, merge, shipment, None if whole else missing
+                    stage, merge, shipment, missing if attempt else None, self._depth
                 ):
                     if answer.found:
                         found[answer.handle.partition] = answer

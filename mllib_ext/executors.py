@@ -9,6 +9,7 @@ methods of :class:`Executors`.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import shutil
@@ -32,7 +33,7 @@ from mllib_ext.blockfile import (
     spare_collector,
     write_partition,
 )
-from mllib_ext.partials import Merge, Partial, Stage, of_partition
+from mllib_ext.partials import Merge, Partial, Stage, joined, of_partition
 from mllib_ext.scan import UNFIT, Scan
 
 logger = logging.getLogger(__name__)
@@ -176,11 +177,19 @@ class Executors:
         merge: Merge | None,
         shipment: Shipment,
         partitions: Sequence[int] | None,
+        depth: int,
     ) -> list[Partial]:
-        """Run a stage over the handles, or over those of some partitions."""
+        """Run a stage over the handles, or over those of some partitions.
+
+        ``depth`` above 2 joins neighbouring partitions on the executors: the first of them brings
+        the values of all.
+        """
         task: Task = partial(run_stage, stage, merge, shipment)
         assert self._handles is not None
         assert self._grouped is not None
+        if depth > 2:
+            found = (self._handles if partitions else self._grouped).mapPartitions(task)
+            return _tree(found, self._handles.getNumPartitions(), depth, merge).collect()
         if partitions is None:
             return self._grouped.mapPartitions(task).collect()
         return self._context.runJob(self._handles, task, list(partitions))
@@ -229,6 +238,32 @@ class Executors:
         if self._handles is not None:
             self._handles.unpersist()
         self._handles = None
+
+
+def _tree(parts: RDD[Any], n: int, depth: int, merge: Merge | None) -> RDD[Any]:
+    """Partials joined with their neighbours on ``depth - 2`` levels between tasks and driver."""
+    fan_in = math.ceil(n ** (1 / (depth - 1)))
+    width = 1
+    for _ in range(depth - 2):
+        width *= fan_in
+        # A partition of the shuffle for every group: what it joins is a matter of numbers alone.
+        keyed = parts.keyBy(partial(_group_of, width)).partitionBy(-(-n // width), int)
+        parts = keyed.mapPartitions(partial(_join_group, merge))
+    return parts
+
+
+def _group_of(width: int, part: Partial) -> int:
+    return part.handle.partition // width
+
+
+def _join_group(merge: Merge | None, keyed: Iterable[tuple[int, Partial]]) -> Iterator[Partial]:
+    parts = sorted((part for _, part in keyed), key=lambda part: part.handle.partition)
+    values: tuple[Any, ...] | None = None
+    for part in parts:
+        if part.values is not None:
+            values = joined(values, part.values, merge)
+    for i, part in enumerate(parts):
+        yield replace(part, values=None if i else values)
 
 
 def _bare(row: Any) -> tuple[Any, ...]:

@@ -84,7 +84,8 @@ class _Grid:
         estimator = self._estimators[index]
         try:
             with self._lock:
-                key = repr((_columns(estimator), estimator.getOrDefault("maxBlockSizeInMB")))
+                layout = map(estimator.getOrDefault, ("maxBlockSizeInMB", "aggregationDepth"))
+                key = repr((_columns(estimator), *layout))
                 if key not in self._blocks:
                     self._blocks[key] = training_blocks(estimator, self._dataset)
                 blocks = self._blocks[key]
@@ -113,6 +114,7 @@ def training_blocks(estimator: Any, dataset: DataFrame) -> Blocks:
         block_bytes=round(megabytes * (1 << 20)) or None,
         driver_bytes=DRIVER_BYTES,
         ahead=estimator._first_round(),
+        depth=estimator.getAggregationDepth(),
     )
 
 

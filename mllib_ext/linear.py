@@ -131,7 +131,7 @@ class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
         return self._set(lineSearch=value)
 
     def setAggregationDepth(self, value: int) -> Self:
-        """Set the depth of aggregation: 2 alone, partitions and the driver."""
+        """Set the levels on which partial sums are joined; 2 are partitions and the driver."""
         return self._set(aggregationDepth=value)
 
     def setMaxBlockSizeInMB(self, value: float) -> Self:
@@ -144,11 +144,8 @@ class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
     def _refuse_common(self: Any, solvers: Sequence[str]) -> None:
         """ValueError for params out of their range."""
         depth = self.getAggregationDepth()
-        if depth != 2:
-            raise ValueError(
-                f"param aggregationDepth: expected 2 (blocks are added in their partition, "
-                f"partitions on the driver), found {depth!r}"
-            )
+        if depth < 2:
+            raise ValueError(f"param aggregationDepth: expected 2 or more, found {depth!r}")
         if self.getSolver() not in solvers:
             raise ValueError(f"param solver: expected one of {solvers}, found {self.getSolver()!r}")
         if self.getLineSearch() not in gd.LINE_SEARCHES:
@@ -176,12 +173,19 @@ class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
             )
 
 
-def auto_solver(blocks: Blocks, n_parameters: int) -> str:
+# With so many parameters the proximal method's model takes the driver longer than its rounds save.
+OWL_QN_PARAMETERS = 1 << 15
+
+
+def auto_solver(blocks: Blocks, n_parameters: int, l1: bool = False) -> str:
     """What ``solver="auto"`` means for a loss that is not quadratic.
 
     Newton where L-BFGS would take all rows for its sample of the Hessian, as it is exact at the
-    same price: docs/decisions/0002-solver-auto.md.
+    same price: docs/decisions/0002-solver-auto.md. With an L1 penalty the proximal quasi-Newton
+    method, and OWL-QN for very many parameters: docs/decisions/0005-proximal-quasi-newton.md.
     """
+    if l1:
+        return "owl-qn" if n_parameters > OWL_QN_PARAMETERS else "l-bfgs"
     exact = n_parameters <= CURVATURE_PARAMETERS and sampling(blocks, n_parameters) == 1
     return "newton" if exact else "l-bfgs"
 

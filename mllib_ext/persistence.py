@@ -136,6 +136,7 @@ def encoded(value: Any) -> Any:
             return value
     return {
         **parts,
+        "class": "matrix",
         "numRows": int(value.numRows),
         "numCols": int(value.numCols),
         "values": value.values.tolist(),

@@ -294,6 +294,25 @@ def test_a_lost_handle_is_written_again_under_its_own_number(spark, partition):
         assert [p for p, _, _ in where] == list(range(6))
 
 
+@pytest.mark.parametrize(("depth", "partitions"), [(3, 7), (3, 12), (4, 12)])
+def test_a_deeper_aggregation_joins_neighbours_in_their_order(spark, depth, partitions):
+    with (
+        Blocks.of(frame(spark, 600, partitions, empty=1), "x", label="y", id="id") as flat,
+        Blocks.of(
+            frame(spark, 600, partitions, empty=1), "x", label="y", id="id", depth=depth
+        ) as deep,
+    ):
+        assert collected(deep)[3] == collected(flat)[3] == list(range(600))
+        first = deep.sum(moments)
+        for ours, theirs in zip(first, flat.sum(moments), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12)  # brackets set otherwise
+        assert deep.drain()[-1].bytes_up < 0.8 * flat.drain()[-1].bytes_up
+        os.unlink(deep.handles[2].path)
+        for ours, theirs in zip(deep.sum(moments), first, strict=True):
+            assert np.array_equal(ours, theirs)
+        assert [p.rows for p in deep.drain()[-1].partitions] == [h.n_rows for h in flat.handles]
+
+
 def all_missing(stage, merge, shipment, rows):
     for row in list(rows):
         yield Partial(Handle.of(row), False, None, 0.0)

@@ -184,9 +184,10 @@ class LogisticRegression(
     featuresCol : str or list of str
         A vector column, an array column, or a list of numeric columns.
     solver : {"auto", "newton", "l-bfgs", "owl-qn", "gd"}
-        ``auto`` takes ``newton`` for few parameters and rows, else ``l-bfgs``
-        (:func:`mllib_ext.linear.auto_solver`). With an L1 penalty or bounds ``l-bfgs`` is the
-        proximal quasi-Newton method (:mod:`mllib_ext.optimizers.proximal`).
+        ``auto`` takes ``newton`` for few parameters and rows, else ``l-bfgs``, and ``owl-qn`` for
+        an L1 penalty on very many parameters (:func:`mllib_ext.linear.auto_solver`). With an L1
+        penalty or bounds ``l-bfgs`` is the proximal quasi-Newton method
+        (:mod:`mllib_ext.optimizers.proximal`).
     stepSize : float
         The step of ``gd``; see :mod:`mllib_ext.optimizers.gd`.
     lineSearch : {"barzilai-borwein", "armijo", "nesterov", "none"}
@@ -337,9 +338,10 @@ class LogisticRegression(
     def _solver(self, blocks: Blocks, k: int) -> str:
         if self.getSolver() != "auto":
             return self.getSolver()
-        if self._bounded() or self.getElasticNetParam() > 0:
+        if self._bounded():
             return "l-bfgs"
-        return auto_solver(blocks, (blocks.n_features + 1) * k)
+        l1 = self.getElasticNetParam() > 0
+        return auto_solver(blocks, (blocks.n_features + 1) * k, l1)
 
     def _bounded(self) -> bool:
         return any(self.isSet(name) for name in BOUNDS)

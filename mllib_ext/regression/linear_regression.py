@@ -42,6 +42,7 @@ from mllib_ext.linear import (
     LinearEstimator,
     LinearParams,
     about_their_mean,
+    auto_solver,
     centred,
     fit_linear,
     minimize_linear,
@@ -138,7 +139,8 @@ class LinearRegression(
     solver : {"auto", "normal", "l-bfgs", "owl-qn", "newton", "gd"}
         ``normal`` needs one round: the rest, an L1 penalty included, is done on second moments.
         ``auto`` takes it up to 1,024 features, else ``l-bfgs``, which is the proximal
-        quasi-Newton method where there is an L1 penalty (:mod:`mllib_ext.optimizers.proximal`).
+        quasi-Newton method where there is an L1 penalty (:mod:`mllib_ext.optimizers.proximal`);
+        beyond 32,767 features with an L1 penalty it takes ``owl-qn``.
     stepSize : float
         The step of ``gd``; see :mod:`mllib_ext.optimizers.gd`.
     lineSearch : {"barzilai-borwein", "armijo", "nesterov", "none"}
@@ -224,11 +226,12 @@ class LinearRegression(
     def _fit_blocks(self, blocks: Blocks) -> LinearRegressionModel:
         if self.getLoss() == "huber":
             return self._fit_huber(blocks)
-        if self._solver(blocks.n_features) == "normal":
+        if self._solver(blocks) == "normal":
             return self._solve_normal_equations(blocks)
         return self._minimize(blocks)
 
-    def _solver(self, d: int) -> str:
+    def _solver(self, blocks: Blocks) -> str:
+        d = blocks.n_features
         solver = self.getSolver()
         if solver == "normal" and d > NORMAL_FEATURES:
             raise ValueError(
@@ -237,7 +240,9 @@ class LinearRegression(
             )
         if solver != "auto":
             return solver
-        return "normal" if d <= GRAM_FEATURES else "l-bfgs"
+        if d <= GRAM_FEATURES:
+            return "normal"
+        return auto_solver(blocks, d + 1, l1=True) if self.getElasticNetParam() > 0 else "l-bfgs"
 
     def _solve_normal_equations(self, blocks: Blocks) -> LinearRegressionModel:
         """Least squares from second moments: one round, one system of d equations."""
@@ -292,7 +297,7 @@ class LinearRegression(
             SquaredError(),
             centred(self, mean[:d], deviation[:d]),
             mean[d],
-            self._solver(d),
+            self._solver(blocks),
             ridge_factor=1.0 / unit,
         )
         model = LinearRegressionModel(coef, intercept)._trained(self, result)

@@ -582,7 +582,7 @@ def test_every_keyword_has_a_setter_that_does_the_same():
     ("params", "name"),
     [
         ({"elasticNetParam": 1.5}, "elasticNetParam"),
-        ({"aggregationDepth": 3}, "aggregationDepth"),
+        ({"aggregationDepth": 1}, "aggregationDepth"),
         ({"maxBlockSizeInMB": -1.0}, "maxBlockSizeInMB"),
         ({"solver": "normal"}, "solver"),
         ({"family": "poisson"}, "family"),

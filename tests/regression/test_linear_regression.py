@@ -316,7 +316,7 @@ def test_parameters_defaults_getters_and_setters_are_those_of_pyspark_ml(spark):
     ("params", "name"),
     [
         ({"elasticNetParam": -0.5}, "elasticNetParam"),
-        ({"aggregationDepth": 4}, "aggregationDepth"),
+        ({"aggregationDepth": 1}, "aggregationDepth"),
         ({"maxBlockSizeInMB": -8.0}, "maxBlockSizeInMB"),
         ({"solver": "sgd"}, "solver"),
         ({"lineSearch": "wolfe"}, "lineSearch"),
