@@ -304,10 +304,10 @@ def compressed_matrix(values: np.ndarray) -> SparkMatrix:
     An entry takes 12 bytes and not 8, and a pointer to a column or row 4 (``Matrix.compressed``).
     """
     n, d = values.shape
-    by_columns = d < n
+    by_columns = d <= n
     if 12 * np.count_nonzero(values) + 4 * (min(n, d) + 1) + 24 >= 8 * values.size:
         return DenseMatrix(n, d, values.ravel().tolist(), isTransposed=True)
     stored = sp.csc_array(values) if by_columns else sp.csr_array(values)
-    return SparseMatrix(
-        n, d, stored.indptr.tolist(), stored.indices.tolist(), stored.data.tolist(), not by_columns
-    )
+    parts = (stored.indptr.tolist(), stored.indices.tolist(), stored.data.tolist())
+    # A number, as Spark's matrices have it: it shows in their representation.
+    return SparseMatrix(n, d, *parts, int(not by_columns))  # type: ignore[arg-type]

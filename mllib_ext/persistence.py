@@ -6,6 +6,7 @@ matrices among the parameters (bounds) are written here as Spark's own estimator
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pyspark.ml.linalg import DenseMatrix, DenseVector, SparseMatrix, SparseVect
 from pyspark.ml.util import (
     DefaultParamsReader,
     DefaultParamsWriter,
+    GeneralMLWriter,
     MLReadable,
     MLReader,
     MLWritable,
@@ -86,6 +88,23 @@ class ArraysWriter(ParamsWriter):
         self.save_metadata(path, extra)
         table = pa.table({name: [array.ravel()] for name, array in arrays.items()})
         self.sparkSession.createDataFrame(table).coalesce(1).write.parquet(f"{path}/data")
+
+
+class ArraysOrPmmlWriter(ArraysWriter, GeneralMLWriter):
+    """As :class:`ArraysWriter`, or after ``format("pmml")`` as PMML, by Spark's own writer.
+
+    ``java_model`` makes the model's twin in the JVM.
+    """
+
+    def __init__(self, instance: Any, java_model: Callable[[], Any]) -> None:
+        super().__init__(instance)
+        self.source, self.java_model = "internal", java_model
+
+    def saveImpl(self, path: str) -> None:
+        if self.source == "internal":
+            super().saveImpl(path)
+        else:
+            self.java_model().write().format(self.source).save(path)
 
 
 class ArraysReader(ParamsReader):

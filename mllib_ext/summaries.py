@@ -6,7 +6,8 @@ their values and the errors they raise are Spark's. Those constructors are priva
 their arguments have been the same since Spark 4.1, where summaries ceased to hold a Java model
 (SPARK-52035). A label column is to have a name without dots and, for residuals, no booleans.
 
-A training summary is made when it is first asked for: no fit runs a job for it. All it needs from
+A training summary is made when it is first asked for, and again after a threshold has changed: no
+fit runs a job for it. All it needs from
 the fit itself is the diagonal of :math:`(A^T W A)^{-1}`, for standard errors
 (:func:`inverse_diagonal`).
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -53,7 +53,7 @@ class HasSummary(HasTrainingSummary[T], Generic[T, S]):
 
     @property
     def summary(self) -> T:
-        """The summary of the training data, computed at the first access.
+        """The summary of the training data: columns as in the fit, thresholds as they are now.
 
         ``objectiveHistory`` has the losses of the model's ``history`` (in units of the label's
         variance for squared error, as in pyspark.ml); it is ``[0.0]`` for a solution without
@@ -67,7 +67,7 @@ class HasSummary(HasTrainingSummary[T], Generic[T, S]):
         """
         if self._training is None:
             raise RuntimeError(f"No training summary available for this {type(self).__name__}")
-        return self._training.summary
+        return self._training.summary(self)
 
     def evaluate(self, dataset: DataFrame) -> S:
         """The summary of a data set that has the model's features and label columns.
@@ -82,7 +82,6 @@ class HasSummary(HasTrainingSummary[T], Generic[T, S]):
         return self._summarize(dataset, None)
 
     def _trained_on(self, dataset: DataFrame) -> Self:
-        # The copy keeps the parameters of the fit: later setters do not change its summary.
         self._training = _Training(self.copy(), dataset)  # type: ignore[attr-defined]
         return self
 
@@ -93,15 +92,29 @@ class HasSummary(HasTrainingSummary[T], Generic[T, S]):
 
 @dataclass
 class _Training:
-    """What a training summary comes from, and the summary; a model's copies share it."""
+    """What a training summary comes from, and the last one made; a model's copies share it.
 
-    model: Any
+    pyspark.ml's has the columns of the fit and predicts by its model, whose thresholds may have
+    been set since.
+    """
+
+    model: Any  # as it was fitted
     dataset: DataFrame
+    thresholds: dict[str, Any] | None = None
+    made: Any = None
 
-    @cached_property
-    def summary(self) -> Any:
-        history = [record.loss / self.model._objective_unit for record in self.model.history]
-        return self.model._summarize(self.dataset, history or [0.0])
+    def summary(self, asked: Any) -> Any:
+        """The summary for the model that is asked: this one, or a copy of it."""
+        names = [name for name in ("threshold", "thresholds") if asked.hasParam(name)]
+        thresholds = {name: asked.getOrDefault(name) for name in names if asked.isSet(name)}
+        if self.thresholds != thresholds:
+            model = self.model.copy()
+            for name in names:
+                model.clear(model.getParam(name))
+            history = [record.loss / model._objective_unit for record in model.history]
+            self.made = model._set(**thresholds)._summarize(self.dataset, history or [0.0])
+            self.thresholds = thresholds
+        return self.made
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a DataFrame belongs to its session: pickled models have none

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
-from pyspark.ml import classification
+from pyspark.ml import classification, regression
 from pyspark.ml.linalg import Matrices, Vectors
 
 from mllib_ext.classification import LogisticRegression
+from mllib_ext.regression import LinearRegression
 
 BOUNDS: dict[str, tuple[Any, Any]] = {
     "dense": (Matrices.dense(2, 2, [1.0, 2.0, 3.0, 4.0]), Vectors.dense([1.0, 2.0])),
@@ -37,3 +39,28 @@ def test_bounds_are_written_as_spark_writes_them_and_read_again(spark, tmp_path,
     loaded = LogisticRegression.load(str(tmp_path / "ours"))
     assert loaded.getLowerBoundsOnCoefficients() == matrix
     assert loaded.getLowerBoundsOnIntercepts() == vector
+
+
+def test_a_linear_regression_is_written_as_pmml_as_by_spark(spark, tmp_path):
+    rows = [(Vectors.dense(x, x * x), 2.0 * x + 1.0) for x in (0.0, 1.0, 2.0, 4.0)]
+    df = spark.createDataFrame(rows, ["features", "label"])
+    paths = {
+        cls: str(tmp_path / cls.__module__)
+        for cls in (LinearRegression, regression.LinearRegression)
+    }
+    coefficients = []
+    for cls, path in paths.items():
+        model = cls(regParam=0.1).fit(df)
+        model.write().format("pmml").save(path)
+        with pytest.raises(Exception, match="exists"):
+            model.write().format("pmml").save(path)
+        model.write().overwrite().format("pmml").save(path)
+        (file,) = Path(path).glob("part-*")
+        table = ElementTree.fromstring(file.read_text()).find(".//{*}RegressionTable")
+        assert table is not None
+        found = [table.attrib["intercept"], *(p.attrib["coefficient"] for p in table)]
+        coefficients.append([float(value) for value in found])
+    assert len(coefficients[0]) == 3
+    assert coefficients[0] == pytest.approx(coefficients[1], rel=1e-9)
+    with pytest.raises(Exception, match="onnx"):
+        model.write().format("onnx").save(f"{paths[LinearRegression]}.onnx")

@@ -290,3 +290,16 @@ def test_a_singular_system_has_no_diagonal_and_a_penalised_constant_an_infinite_
     np.testing.assert_allclose(units, np.array([5e199, 5e-201]), rtol=1e-14)
     constant: Any = inverse_diagonal(np.diag([2.0, 0.5]), np.array([1.0, 0.0]), 4.0, zeros)
     np.testing.assert_allclose(constant, np.array([0.125, np.inf, 0.25]), rtol=1e-14)
+
+
+def test_a_training_summary_follows_the_thresholds_of_its_model(frame):
+    model = LogisticRegression(labelCol="binary").fit(frame)
+    accuracies = []
+    for threshold in (0.5, 0.99):
+        model.setThreshold(threshold)
+        accuracies.append(model.summary.accuracy)
+        assert accuracies[-1] == model.evaluate(frame).accuracy
+        assert model.summary is model.summary
+    assert accuracies[0] != accuracies[1]
+    model.setThresholds([0.5, 0.5])
+    assert model.summary.accuracy == accuracies[0]

@@ -20,9 +20,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pyspark import keyword_only
+from pyspark import SparkContext, keyword_only
+from pyspark.ml.common import _py2java
 from pyspark.ml.linalg import Vector
 from pyspark.ml.regression import RegressionModel, Regressor, _LinearRegressionParams
+from pyspark.ml.util import GeneralMLWriter
+from pyspark.ml.wrapper import JavaWrapper
 from pyspark.sql import DataFrame
 
 from mllib_ext.base import (
@@ -30,6 +33,7 @@ from mllib_ext.base import (
     Trained,
     as_row,
     compressed,
+    dense,
     frozen,
     with_predictions,
 )
@@ -52,7 +56,7 @@ from mllib_ext.linear import (
 from mllib_ext.losses import SquaredError
 from mllib_ext.moments import Summary, comoments, merge, moments
 from mllib_ext.optimizers.newton import solve
-from mllib_ext.persistence import SavesParams
+from mllib_ext.persistence import ArraysOrPmmlWriter, SavesParams
 from mllib_ext.scattered import Scattered
 from mllib_ext.second_moments import SecondMoments
 from mllib_ext.summaries import HasLinearRegressionSummary, inverse_diagonal
@@ -117,6 +121,20 @@ class LinearRegressionModel(  # type: ignore[misc]
         predict = partial(_predict, self._coefficients, self.intercept, name)
         outputs = {name: Output("double", {})}
         return with_predictions(self, dataset, self.numFeatures, outputs, predict)
+
+    def write(self) -> GeneralMLWriter:
+        """A writer; ``model.write().format("pmml").save(path)`` writes PMML."""
+        return ArraysOrPmmlWriter(self, self._java_model)
+
+    def _java_model(self) -> Any:
+        context: Any = SparkContext._active_spark_context
+        return JavaWrapper._new_java_obj(
+            "org.apache.spark.ml.regression.LinearRegressionModel",
+            self.uid,
+            _py2java(context, dense(self._coefficients)),
+            self.intercept,
+            self.scale,
+        )
 
     def __repr__(self) -> str:
         return f"LinearRegressionModel: uid={self.uid}, numFeatures={self.numFeatures}"

@@ -1,0 +1,32 @@
+"""pyspark.ml's own examples, run with this package's classes in place of Spark's."""
+
+import doctest
+import importlib
+import warnings
+from pathlib import Path
+
+import pyspark
+import pytest
+
+DATA = Path(pyspark.__file__).parent / "data" / "mllib"
+CLASSES = {
+    "LogisticRegression": "classification",
+    "LinearRegression": "regression",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_examples_of_a_class_hold_for_its_stand_in(spark, tmp_path, name):
+    theirs = importlib.import_module(f"pyspark.ml.{CLASSES[name]}")
+    ours = importlib.import_module(f"mllib_ext.{CLASSES[name]}")
+    names = {**vars(theirs), "spark": spark, "sc": spark.sparkContext, "temp_path": str(tmp_path)}
+    names |= {n: getattr(ours, n) for n in (name, f"{name}Model")}
+    text = getattr(theirs, name).__doc__.replace("data/mllib/", f"{DATA}/")
+    example = doctest.DocTestParser().get_doctest(text, names, name, None, 0)
+    assert len(example.examples) > 20
+    report: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # examples stop early and use what Spark deprecates
+        failed, _ = runner.run(example, out=report.append)
+    assert not failed, "".join(report)
