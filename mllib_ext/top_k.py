@@ -47,6 +47,11 @@ class Neighbors(NamedTuple):
     ids: np.ndarray
     distances: np.ndarray
 
+    @classmethod
+    def none(cls, m: int) -> Neighbors:
+        """No neighbours of m queries."""
+        return cls(np.zeros(m, np.int64), np.empty(0, np.int64), np.empty(0))
+
     @property
     def offsets(self) -> np.ndarray:
         """Where each query's neighbours begin and end, shape (m + 1,), int32 as Arrow has it."""
