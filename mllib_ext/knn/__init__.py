@@ -1,12 +1,12 @@
 """Nearest neighbours: the interface of ``spark_rapids_ml.knn``."""
 
-from mllib_ext.knn.nearest_neighbors import NearestNeighbors, NearestNeighborsModel
-from mllib_ext.knn.predictors import (
+from mllib_ext.knn.graph import kneighborsGraph
+from mllib_ext.knn.k_neighbors_classifier import (
     KNeighborsClassificationModel,
     KNeighborsClassifier,
-    KNeighborsRegressionModel,
-    KNeighborsRegressor,
 )
+from mllib_ext.knn.k_neighbors_regressor import KNeighborsRegressionModel, KNeighborsRegressor
+from mllib_ext.knn.nearest_neighbors import NearestNeighbors, NearestNeighborsModel
 
 __all__ = [
     "KNeighborsClassificationModel",
@@ -15,6 +15,7 @@ __all__ = [
     "KNeighborsRegressor",
     "NearestNeighbors",
     "NearestNeighborsModel",
+    "kneighborsGraph",
 ]
 
 # A saved model records this path: files may move below it without breaking what users saved.

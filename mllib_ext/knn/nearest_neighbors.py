@@ -250,13 +250,13 @@ class NearestNeighborsModel(
         """
         queries = self._with_ids(query_df)
         name = self._id_name()
-        self._refuse_duplicates("item", self._items_df)
+        self.refuse_duplicates("item", self._items_df)
         plan, packed = self._plan(queries), "mllib_ext neighbors"
         whole = F.struct(*map(quoted, queries.columns)).alias("query_df")
         if plan.name == "broadcast_items":
             found = self._streamed(queries, packed).select(whole, *_answer(packed))
         else:
-            self._refuse_duplicates("query", queries)
+            self.refuse_duplicates("query", queries)
             left = queries.select(whole, id_column(queries.schema, name)[0].alias("query"))
             found = left.join(self._merged(queries, plan), "query", "left")
         pairs = found.select("query_df", F.explode_outer(F.arrays_zip("indices", "distances")))
@@ -351,8 +351,11 @@ class NearestNeighborsModel(
         pair = PAIR_SECONDS + self._n_features * (LOOP_SECONDS if loop else FEATURE_SECONDS)
         return self._n_items * pair / cores
 
-    def _refuse_duplicates(self, role: str, df: DataFrame) -> None:
-        """ValueError for rows that share an id: a join by id would mix them up."""
+    def refuse_duplicates(self, role: str, df: DataFrame) -> None:
+        """ValueError for rows (``role``: item or query) that share an id.
+
+        A join by id would mix them up.
+        """
         name = self._id_name()
         if role == "item" and self._items is not None:
             found = self._items.duplicate
