@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from mllib_ext.job import benchmark, cli, comparisons
 from mllib_ext.job.benchmark_data import Problem, generate
+from mllib_ext.job.compare_neighbors import compare_fashion_mnist
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--tasks", nargs="+", choices=comparisons.TASKS, default=[*comparisons.TASKS]
+    )
+    parser.add_argument(
+        "--fashion-mnist", type=Path, help="IDX files and true neighbours, to search them as well"
     )
     parser.add_argument("--output", type=Path, help="write all figures here, as JSON")
     return cli.run_without_config(compare, parser, argv, name="mllib_ext benchmark")
@@ -60,6 +64,8 @@ def compare(spark: SparkSession, options: argparse.Namespace) -> str:
         for task in options.tasks
         for comparison in comparisons.TASKS[task](spark, df, options.repeats)
     ]
+    if options.fashion_mnist:
+        found += compare_fashion_mnist(spark, options.fashion_mnist, options.repeats)
     if options.output:
         data = {"path": options.path} if options.path else vars(problem)
         options.output.write_text(benchmark.as_json(spark, data, found))

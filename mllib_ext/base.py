@@ -176,7 +176,7 @@ class Output(NamedTuple):
 
 
 def with_predictions(
-    model: Trained,
+    model: HasFeatures,
     dataset: DataFrame,
     n_features: int,
     outputs: dict[str, Output],
@@ -186,7 +186,7 @@ def with_predictions(
 
     Parameters
     ----------
-    model : Trained
+    model : HasFeatures
         For its feature columns.
     dataset : DataFrame
         Batch or streaming.
@@ -222,11 +222,11 @@ def with_predictions(
         column = F.col(packed)[f"c{i}"]
         column = array_to_vector(column) if output.kind == "vector" else column
         columns[name] = column.alias(name, metadata={"ml_attr": output.attributes})
-    predicted = _by_rows(dataset).withColumn(packed, udf(*features.expressions()))
+    predicted = by_rows(dataset).withColumn(packed, udf(*features.expressions()))
     return predicted.withColumns(columns).drop(packed)
 
 
-def _by_rows(dataset: DataFrame) -> DataFrame:
+def by_rows(dataset: DataFrame) -> DataFrame:
     """The same rows, of which Spark can hand vectors past an Arrow UDF.
 
     Spark 4.3 hands Parquet's columns past it as they are, and fails where one of them is a vector.

@@ -265,6 +265,11 @@ class Blocks:
         """
         return self._round(stage, merge, parameters)
 
+    def collect(self) -> list[Block]:
+        """All blocks, in the order of the rows, in the driver's memory."""
+        blocks: list[Block] = self.reduce(_whole, _both)[0]
+        return blocks
+
     def _round(
         self, stage: Stage, merge: Merge | None, parameters: tuple[Any, ...]
     ) -> tuple[Any, ...]:
@@ -411,7 +416,7 @@ class Blocks:
 
     def _hold(self) -> None:
         """Move the blocks to the driver: one round; their files are deleted."""
-        blocks: list[Block] = self.reduce(_whole, _both)[0]
+        blocks = self.collect()
         self.drain()
         self._held = {}
         for block in blocks:

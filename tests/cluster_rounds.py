@@ -1,6 +1,6 @@
 """A driver for test_cluster.py: lives through losses on a cluster, and prints what it saw.
 
-Usage: cluster_rounds.py MASTER losses|speculation WORKER_PID WORKER_PID
+Usage: cluster_rounds.py MASTER losses|speculation|neighbors WORKER_PID WORKER_PID
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mllib_ext import executors as seam
 from mllib_ext.blockfile import Handle
 from mllib_ext.blocks import Blocks
 from mllib_ext.executors import CLOSURE_BYTES
+from mllib_ext.knn import NearestNeighbors
 
 N, D, PARTITIONS = 6_000, 3, 6
 LARGE = np.zeros(CLOSURE_BYTES // 4)
@@ -148,6 +149,24 @@ def speculation(spark, workers):
         seen["rounds"] = [[p.rows for p in r.partitions] for r in blocks.drain()]
         seen["last"] = rounds(spark, blocks)
     return seen
+
+
+def neighbors(spark, workers):
+    items = frame(spark)
+    queries = frame(spark).where("id % 10 = 0").selectExpr("id", "x")
+    answers = {}
+    for plan in ("broadcast_items", "broadcast_queries", "exchange"):
+        model = NearestNeighbors(k=4, inputCol="x", idCol="id", plan=plan).fit(items)
+        answers[plan] = model.kneighbors(queries)[2]
+    (victim,) = executors(workers[1])
+    seen = {"first": {plan: rows_of(df) for plan, df in answers.items()}}
+    os.kill(victim, signal.SIGKILL)
+    seen["killed"] = {plan: rows_of(df) for plan, df in answers.items()}
+    return seen
+
+
+def rows_of(df):
+    return [[row.query_id, row.indices, row.distances] for row in df.collect()]
 
 
 def main(master, scenario, *workers):

@@ -1,4 +1,4 @@
-"""Rounds on a standalone cluster that loses files, executors and a machine."""
+"""Rounds and joins on a standalone cluster that loses files, executors and a machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,12 @@ def speculation(cluster):
 
 
 @pytest.fixture(scope="module")
-def losses(cluster, speculation):  # after the other: it ends with one worker
+def neighbors(cluster):
+    return seen(cluster, "neighbors")
+
+
+@pytest.fixture(scope="module")
+def losses(cluster, speculation, neighbors):  # after the others: it ends with one worker
     return seen(cluster, "losses")
 
 
@@ -62,6 +67,18 @@ def test_second_attempts_leave_nothing(speculation):
     assert speculation["left"] == []
     assert speculation["driver files"] == []
     assert speculation["persisted"] == 0
+
+
+# --- neighbours -------------------------------------------------------------------------------
+
+
+def test_a_lazy_answer_survives_the_loss_of_an_executor(neighbors):
+    expected = neighbors["first"]["broadcast_items"]
+    assert len(expected) == 600
+    assert all(row[0] == row[1][0] and row[2][0] == 0 for row in expected)
+    for answers in neighbors.values():
+        if isinstance(answers, dict):
+            assert all(rows == expected for rows in answers.values())
 
 
 # --- losses -----------------------------------------------------------------------------------

@@ -90,6 +90,16 @@ ENTRIES = {
         values={"weightCol": "w"},
         state=("labels", "factors"),
     ),
+    "KNeighborsClassifier": Entry(
+        fit={"featuresCol": "dense", "labelCol": "three"},
+        values={**SUPERVISED, "thresholds": [0.25, 0.75]},
+        state=("features", "labels", "itemWeights", "numClasses"),
+    ),
+    "KNeighborsRegressor": Entry(
+        fit={"featuresCol": "dense", "labelCol": "number"},
+        values=SUPERVISED,
+        state=("features", "labels", "itemWeights"),
+    ),
     "LinearRegression": Entry(
         fit={"featuresCol": "dense", "labelCol": "number", "regParam": 0.5, **TIGHT},
         values=SUPERVISED,
@@ -117,7 +127,7 @@ ENTRIES = {
 
 
 def exported() -> list[Any]:
-    """The estimators that the packages of mllib_ext export."""
+    """The estimators that the packages of mllib_ext export; for searches see tests/knn."""
     packages = [
         importlib.import_module(info.name)
         for info in pkgutil.iter_modules(mllib_ext.__path__, "mllib_ext.")
@@ -125,7 +135,8 @@ def exported() -> list[Any]:
     ]
     names = [(package, name) for package in packages for name in getattr(package, "__all__", ())]
     classes = [getattr(package, name) for package, name in names]
-    return [c for c in classes if isinstance(c, type) and issubclass(c, Estimator)]
+    estimators = [c for c in classes if isinstance(c, type) and issubclass(c, Estimator)]
+    return [c for c in estimators if hasattr(c, "labelCol")]
 
 
 @dataclass
@@ -168,7 +179,7 @@ class Case:
 CASES = {cls.__name__: cls for cls in exported()}
 TWINS = [name for name in CASES if name not in ENTRIES or ENTRIES[name].twin]
 PREDICTORS = [name for name in CASES if name not in ENTRIES or ENTRIES[name].evaluator]
-CLASSIFIERS = [name for name, cls in CASES.items() if hasattr(cls, "setProbabilityCol")]
+CLASSIFIERS = [name for name in TWINS if hasattr(CASES[name], "setProbabilityCol")]
 
 
 @pytest.fixture(scope="module")

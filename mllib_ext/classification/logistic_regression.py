@@ -39,6 +39,7 @@ from mllib_ext.base import (
 )
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
+from mllib_ext.classes import MAX_CLASSES, class_weights, declared_classes
 from mllib_ext.columns import Matrix, data_type
 from mllib_ext.linear import (
     SOLVERS,
@@ -288,9 +289,9 @@ class LogisticRegression(
         return class_moments, merge_class_moments
 
     def _fit_blocks(self, blocks: Blocks) -> LogisticRegressionModel:
-        declared = _declared_classes(blocks.label_metadata)
+        declared = declared_classes(blocks.label_metadata)
         labels, by_label, *summed = blocks.reduce(class_moments, merge_class_moments)
-        counts = self._class_weights(labels, by_label, declared)
+        counts = class_weights(self.getLabelCol(), labels, by_label, declared)
         summary, k = Summary(*summed), len(counts)
         multinomial = self._multinomial(k)
         # Without an intercept coefficients can still tell one class from others that have no rows.
@@ -382,32 +383,6 @@ class LogisticRegression(
             raise ValueError(f"param {name}: expected numbers or infinities, found NaN")
         return found
 
-    def _class_weights(
-        self, labels: np.ndarray, by_label: np.ndarray, declared: int | None
-    ) -> np.ndarray:
-        """Summed weights of the classes 0 .. k-1; ValueError for any other label."""
-        name = f"label column {self.getLabelCol()!r}"
-        wrong = labels[(labels < 0) | (labels != np.floor(labels))]
-        if len(wrong):
-            raise ValueError(
-                f"{name}: expected class labels 0, 1, ..., k-1, found {wrong[0]:g}: "
-                "index labels with pyspark.ml.feature.StringIndexer"
-            )
-        labels, by_label = labels[by_label > 0], by_label[by_label > 0]  # as if they were not there
-        k = int(labels.max()) + 1
-        if k > MAX_CLASSES:
-            raise ValueError(
-                f"{name}: expected fewer than {MAX_CLASSES} classes, found label {labels.max():g}"
-            )
-        if declared is not None and declared < k:
-            raise ValueError(
-                f"{name}: expected labels below {declared}, the number of classes in the "
-                f"column's metadata, found {k - 1}"
-            )
-        counts = np.zeros(declared or k)
-        counts[labels.astype(int)] = by_label
-        return counts
-
     def _multinomial(self, k: int) -> bool:
         if self.getFamily() == "binomial" and k > 2:
             raise ValueError(
@@ -441,9 +416,6 @@ BOUNDS = (
     "lowerBoundsOnIntercepts",
     "upperBoundsOnIntercepts",
 )
-
-# Class labels index arrays: a larger label is an id or a target that came here by mistake.
-MAX_CLASSES = 100_000
 
 
 def class_moments(block: Block) -> tuple[Any, ...]:
@@ -481,14 +453,6 @@ def centred_within(intercept: np.ndarray, lower: np.ndarray, upper: np.ndarray) 
     shift = np.clip(-intercept.mean(), (lower - intercept).max(), (upper - intercept).min())
     moved: np.ndarray = np.clip(intercept + shift, lower, upper)
     return moved
-
-
-def _declared_classes(metadata: dict[str, Any]) -> int | None:
-    """The number of classes in a label column's metadata, where a StringIndexer left it."""
-    attribute = metadata.get("ml_attr", {})
-    if "vals" in attribute:
-        return len(attribute["vals"])
-    return int(attribute["num_vals"]) if "num_vals" in attribute else None
 
 
 def _threshold_rule(model: LogisticRegressionModel, multinomial: bool) -> float | np.ndarray | None:

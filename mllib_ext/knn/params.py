@@ -1,0 +1,199 @@
+"""Parameters of the searches and of what is built on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from pyspark import keyword_only
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import HasInputCol, HasInputCols
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from mllib_ext.columns import Features
+from mllib_ext.distances import Metric, metric
+from mllib_ext.knn.items import id_column
+from mllib_ext.knn.plans import Request, Side
+
+PLANS = ("auto", "broadcast_items", "broadcast_queries", "exchange")
+UNIQUE_ID = "unique_id"
+
+
+class HasNeighbors(Params):
+    """How many neighbours, and by which metric."""
+
+    k: Param[int] = Param(Params._dummy(), "k", "number of neighbours (>= 1)", TypeConverters.toInt)
+    metric: Param[str] = Param(
+        Params._dummy(),
+        "metric",
+        "euclidean, sqeuclidean, cosine, inner_product or manhattan",
+        TypeConverters.toString,
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(k=5, metric="euclidean")
+
+    def setK(self, value: int) -> Self:
+        """Set the number of neighbours."""
+        return self._set(k=value)
+
+    def getK(self) -> int:
+        """The number of neighbours."""
+        return self.getOrDefault(self.k)
+
+    def setMetric(self, value: str) -> Self:
+        """Set the metric."""
+        return self._set(metric=value)
+
+    def getMetric(self) -> str:
+        """The metric."""
+        return self.getOrDefault(self.metric)
+
+    def _rule(self) -> Metric:
+        """The metric; ValueError for a parameter out of range."""
+        if self.getK() < 1:
+            raise ValueError(f"param k: expected 1 or more, found {self.getK()}")
+        return metric(self.getMetric())
+
+
+class NearestNeighborsParams(HasNeighbors, HasInputCol, HasInputCols):
+    """Parameters of :class:`mllib_ext.knn.NearestNeighbors` and of its model."""
+
+    idCol: Param[str] = Param(
+        Params._dummy(),
+        "idCol",
+        f"column of ids, integers or strings; without it ids are made in {UNIQUE_ID!r}",
+        TypeConverters.toString,
+    )
+    radius: Param[float] = Param(
+        Params._dummy(),
+        "radius",
+        "only neighbours up to this distance (inner_product: from this product on)",
+        TypeConverters.toFloat,
+    )
+    excludeSelf: Param[bool] = Param(
+        Params._dummy(),
+        "excludeSelf",
+        "items of the query's own id are not its neighbours",
+        TypeConverters.toBoolean,
+    )
+    plan: Param[str] = Param(
+        Params._dummy(), "plan", f"how rows meet: {', '.join(PLANS)}", TypeConverters.toString
+    )
+    broadcastThresholdInMB: Param[float] = Param(
+        Params._dummy(),
+        "broadcastThresholdInMB",
+        "the side that plan auto sends to all executors is no larger",
+        TypeConverters.toFloat,
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(excludeSelf=False, plan="auto", broadcastThresholdInMB=512.0)
+
+    @keyword_only
+    def setParams(self, **params: Any) -> Self:
+        """Set several parameters at once, by the constructor's keywords."""
+        params = {name: value for name, value in params.items() if value is not None}
+        for name in ("inputCol", "inputCols"):
+            if name in params:
+                self.setInputCol(params.pop(name))
+        return self._set(**params)
+
+    def setInputCol(self, value: str | Sequence[str]) -> Self:
+        """Set the features column, or the list of numeric columns that are the features."""
+        one, several = self.getParam("inputCol"), self.getParam("inputCols")
+        used, unused = (one, several) if isinstance(value, str) else (several, one)
+        self.clear(unused)
+        self.set(used, value if isinstance(value, str) else list(value))
+        return self
+
+    def setInputCols(self, value: Sequence[str]) -> Self:
+        """Set the list of numeric columns that are the features."""
+        return self.setInputCol(list(value))
+
+    def setIdCol(self, value: str) -> Self:
+        """Set the column of ids."""
+        return self._set(idCol=value)
+
+    def getIdCol(self) -> str | None:
+        """The column of ids; None where they are made."""
+        return self.getOrDefault(self.idCol) if self.isDefined(self.idCol) else None
+
+    def setRadius(self, value: float) -> Self:
+        """Set the distance up to which items are neighbours."""
+        return self._set(radius=value)
+
+    def getRadius(self) -> float | None:
+        """The distance up to which items are neighbours; None for any."""
+        return self.getOrDefault(self.radius) if self.isDefined(self.radius) else None
+
+    def setExcludeSelf(self, value: bool) -> Self:
+        """Set whether items of the query's own id are left out."""
+        return self._set(excludeSelf=value)
+
+    def getExcludeSelf(self) -> bool:
+        """Whether items of the query's own id are left out."""
+        return self.getOrDefault(self.excludeSelf)
+
+    def setPlan(self, value: str) -> Self:
+        """Set how queries and items meet."""
+        return self._set(plan=value)
+
+    def getPlan(self) -> str:
+        """How queries and items meet."""
+        return self.getOrDefault(self.plan)
+
+    def setBroadcastThresholdInMB(self, value: float) -> Self:
+        """Set what may be sent to all executors."""
+        return self._set(broadcastThresholdInMB=value)
+
+    def getBroadcastThresholdInMB(self) -> float:
+        """What may be sent to all executors."""
+        return self.getOrDefault(self.broadcastThresholdInMB)
+
+    def _input(self) -> str | list[str]:
+        if self.isSet("inputCols"):
+            return self.getInputCols()
+        if self.isSet("inputCol"):
+            return self.getInputCol()
+        raise ValueError("param inputCol: expected a features column or a list, found none")
+
+    def _id_name(self) -> str:
+        return self.getIdCol() or UNIQUE_ID
+
+    def _with_ids(self, df: DataFrame) -> DataFrame:
+        """The rows, with ids made where none are named."""
+        if self.getIdCol() is not None:
+            return df
+        if UNIQUE_ID in df.columns:
+            raise ValueError(
+                f"column {UNIQUE_ID!r}: expected a name that is free for ids, found it in the "
+                "input: name it as idCol"
+            )
+        return df.select(F.monotonically_increasing_id().alias(UNIQUE_ID), "*")
+
+    def _request(self) -> Request:
+        """What is looked for; ValueError for a parameter out of range."""
+        rule, radius = self._rule(), self.getRadius()
+        if self.getPlan() not in PLANS:
+            raise ValueError(f"param plan: expected one of {PLANS}, found {self.getPlan()!r}")
+        if radius is not None and not (radius >= 0 or (rule.sign < 0 and radius == radius)):
+            raise ValueError(f"param radius: expected a distance of 0 or more, found {radius}")
+        if self.getExcludeSelf() and self.getIdCol() is None:
+            raise ValueError("param excludeSelf: expected an idCol to know a row by, found none")
+        return Request(self.getK(), rule, radius, self.getExcludeSelf())
+
+    def _side(self, df: DataFrame, n_features: int) -> Side:
+        features = Features.of(df.schema, self._input())
+        if features.kind == "columns" and len(features.names) != n_features:
+            raise ValueError(
+                f"{features.label}: expected {n_features} columns as in the items, "
+                f"found {len(features.names)}"
+            )
+        return Side(features, n_features, self._id_name(), self._id_kind(df))
+
+    def _id_kind(self, df: DataFrame) -> str:
+        return id_column(df.schema, self._id_name())[1]

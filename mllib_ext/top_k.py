@@ -1,0 +1,281 @@
+r"""The k nearest of all rows, exactly: candidates by matrix products, the answer in float64.
+
+For each query the rows are wanted that come first by (distance, id), and a distance is a function
+of a key of :mod:`mllib_ext.distances`. Scores give every key as an interval
+:math:`[l_j, u_j]`. With :math:`\tau` the k-th smallest :math:`u_j` so far, a row with
+:math:`l_j > \tau` has k rows before it whatever the rounding was; all others are candidates, whose
+keys are then computed in float64. The answer is the same as if all keys had been: scores only save
+work. So it does not depend on how rows and queries are cut into blocks, and ties at the k-th place
+go to the smaller id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from mllib_ext.columns import Matrix
+from mllib_ext.distances import Manhattan, Metric, Tile
+
+# Queries and rows of one product: its result stays in the processor's cache for the comparison.
+QUERIES, ROWS = 512, 4096
+# The first tile has no bound to compare with and is sorted: a small one.
+FIRST_ROWS = 512
+# Candidates that wait for their exact keys, 24 bytes each.
+PENDING = 1 << 21
+# Numbers of a dense copy: of pairs whose keys are computed, or of rows that are sparse.
+COPY = 1 << 21
+# Far more candidates than chance would leave: float32 cannot tell the rows apart.
+CROWDED = 16
+
+
+class Neighbors(NamedTuple):
+    """The nearest rows of each query, flat, nearest first.
+
+    Attributes
+    ----------
+    counts : ndarray, shape (m,), int64
+        How many each query has: k, or fewer where there are no more.
+    ids : ndarray, shape (counts.sum(),), int64
+    distances : ndarray, shape (counts.sum(),), float64
+    """
+
+    counts: np.ndarray
+    ids: np.ndarray
+    distances: np.ndarray
+
+    @classmethod
+    def none(cls, m: int) -> Neighbors:
+        """No neighbours of m queries."""
+        return cls(np.zeros(m, np.int64), np.empty(0, np.int64), np.empty(0))
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each query's neighbours begin and end, shape (m + 1,), int32 as Arrow has it."""
+        return np.concatenate(([0], np.cumsum(self.counts))).astype(np.int32)
+
+
+class Search:
+    """The nearest rows of a block of queries among blocks of rows, which come one by one.
+
+    Parameters
+    ----------
+    Q : ndarray or csr_array, shape (m, d)
+    k : int
+    metric : Metric
+    radius : float, optional
+        Only rows up to this distance (under the inner product: from it on).
+    exclude : ndarray, shape (m,), int64, optional
+        An id for each query that is not among its neighbours.
+    dtype : dtype
+        Of the scores of dense rows. float32 is the faster and changes no result; where it leaves
+        too many candidates the search goes on in float64.
+    """
+
+    def __init__(
+        self,
+        Q: Matrix,
+        k: int,
+        metric: Metric,
+        *,
+        radius: float | None = None,
+        exclude: np.ndarray | None = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        self._k, self._metric = k, metric
+        self._exclude, self._dtype = exclude, dtype
+        self._Q = metric.rows(Q)
+        m = Q.shape[0]
+        self._distances = np.full((m, k), np.inf)  # exact, ascending
+        self._ids = np.zeros((m, k), np.int64)
+        self._upper = np.full((m, k), np.inf)  # the k smallest upper bounds of keys
+        self._radius = np.inf if radius is None else metric.sign * radius
+        self._cap = metric.largest_key(self._radius)
+        self._tau = np.full(m, self._cap)
+        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, X: Matrix, ids: np.ndarray) -> None:
+        """Look among more rows.
+
+        Parameters
+        ----------
+        X : ndarray or csr_array, shape (n, d)
+        ids : ndarray, shape (n,), int64
+            They order rows at the same distance; every row counts, the ids need not differ.
+
+        Raises
+        ------
+        ValueError
+            Rows of another length than the queries'; numbers whose squares overflow.
+        """
+        n, d = X.shape
+        m = self._Q.shape[0]
+        if d != self._Q.shape[1]:
+            raise ValueError(f"expected rows of {self._Q.shape[1]} features, found {d}")
+        if not n or not m:
+            return
+        if isinstance(X, np.ndarray) != isinstance(self._Q, np.ndarray):
+            Q: Any = self._Q
+            self._Q = Q.toarray() if isinstance(X, np.ndarray) else sp.csr_array(Q)
+        hidden = _Hidden.of(self._exclude, ids)
+        rows, queries = self._shape(X)
+        out = np.empty(rows * queries, self._dtype)
+        for start, stop in _tiles(n, max(FIRST_ROWS, 4 * self._k), rows):
+            tile = self._metric.tile(X[start:stop], self._dtype)
+            for first in range(0, m, queries):
+                chunk = slice(first, min(m, first + queries))
+                if self._scan(tile, chunk, start, stop - start, hidden, out):
+                    continue
+                self._dtype = np.float64
+                out = np.empty(rows * queries)
+                tile = self._metric.tile(X[start:stop], self._dtype)
+                self._scan(tile, chunk, start, stop - start, hidden, out)
+            if sum(len(part[0]) for part in self._pending) > PENDING:
+                self._settle(X, ids)
+        self._settle(X, ids)
+
+    def neighbors(self) -> Neighbors:
+        """The nearest of all rows so far."""
+        found = np.isfinite(self._distances) & (self._distances <= self._radius)
+        distances = self._metric.sign * self._distances[found]
+        return Neighbors(found.sum(axis=1), self._ids[found], distances)
+
+    def _shape(self, X: Matrix) -> tuple[int, int]:
+        """Rows and queries of one product."""
+        if not isinstance(X, np.ndarray) and isinstance(
+            self._metric, Manhattan
+        ):  # dense copies of both
+            few = max(16, COPY // X.shape[1])
+            return min(ROWS, few), min(QUERIES, few)
+        return max(ROWS, 4 * self._k), QUERIES
+
+    def _scan(
+        self, tile: Tile, chunk: slice, start: int, t: int, hidden: _Hidden, out: np.ndarray
+    ) -> bool:
+        """Note the candidates of a tile; False if float64 should look instead."""
+        m = chunk.stop - chunk.start
+        values, scale, shift, error = tile.scores(self._Q[chunk], out[: m * t].reshape(m, t))
+        hidden.hide(values, chunk, start)
+        tau = self._tau[chunk]
+        limit = _upward((tau - shift + error) / scale, values.dtype)
+        if t >= self._k and np.isinf(self._upper[chunk, -1]).any():
+            kth = np.partition(values, self._k - 1, axis=1)[:, self._k - 1]
+            limit = np.minimum(limit, _upward(kth + 2 * error / scale, values.dtype))
+        mask = values <= limit[:, None]
+        places = _flatnonzero(mask)
+        if values.dtype == np.float32 and len(places) > CROWDED * max(self._k, 8) * m:
+            return False
+        rows, columns = np.divmod(places, t)
+        near = scale[rows] * values.ravel()[places] + shift[rows]
+        self._tighten(chunk, rows, near + error[rows])
+        self._pending.append((rows + chunk.start, columns + start, near - error[rows]))
+        return True
+
+    def _tighten(self, chunk: slice, rows: np.ndarray, upper: np.ndarray) -> None:
+        """Lower the bounds of queries by the upper bounds of new candidates (rows ascending)."""
+        counts = np.bincount(rows, minlength=chunk.stop - chunk.start)
+        found = np.flatnonzero(counts)
+        if not len(found):
+            return
+        width = counts.max()
+        padded = np.full((len(counts), self._k + width), np.inf)
+        padded[:, : self._k] = self._upper[chunk]
+        padded[rows, self._k + _places(counts)] = upper
+        padded = np.partition(padded, self._k - 1, axis=1)[:, : self._k]
+        self._upper[chunk] = padded
+        self._tau[chunk] = np.minimum(padded[:, -1], self._cap)
+
+    def _settle(self, X: Matrix, ids: np.ndarray) -> None:
+        """Compute the exact keys of the candidates and keep the k first of each query."""
+        if not self._pending:
+            return
+        rows, columns, lower = map(np.concatenate, zip(*self._pending, strict=True))
+        self._pending = []
+        kept = lower <= self._tau[rows]
+        rows, columns = rows[kept], columns[kept]
+        keys = np.empty(len(rows))
+        step = max(1, COPY // X.shape[1])
+        for first in range(0, len(rows), step):
+            part = slice(first, first + step)
+            keys[part] = self._metric.keys(self._Q[rows[part]], self._metric.rows(X[columns[part]]))
+        self._merge(rows, self._metric.distances(keys), ids[columns])
+
+    def _merge(self, rows: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> None:
+        m, k = self._distances.shape
+        before = np.isfinite(self._distances)
+        rows = np.concatenate([np.nonzero(before)[0], rows])
+        distances = np.concatenate([self._distances[before], distances])
+        ids = np.concatenate([self._ids[before], ids])
+        order = np.lexsort((ids, distances, rows))
+        rows = rows[order]
+        places = _places(np.bincount(rows, minlength=m))
+        kept = places < k
+        rows, places, order = rows[kept], places[kept], order[kept]
+        self._distances.fill(np.inf)
+        self._distances[rows, places] = distances[order]
+        self._ids[rows, places] = ids[order]
+        self._upper = self._metric.largest_key(self._distances)
+        self._tau = np.minimum(self._upper[:, -1], self._cap)
+
+
+class _Hidden(NamedTuple):
+    """Pairs of a query and a row that are no neighbours, by the row's place."""
+
+    queries: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def of(cls, exclude: np.ndarray | None, ids: np.ndarray) -> _Hidden:
+        if exclude is None:
+            return cls(np.empty(0, np.int64), np.empty(0, np.int64))
+        order = np.argsort(ids, kind="stable")
+        first, last = (np.searchsorted(ids, exclude, side, order) for side in ("left", "right"))
+        counts = last - first
+        queries = np.repeat(np.arange(len(exclude)), counts)
+        places = order[np.repeat(first, counts) + _places(counts)]
+        by_place = np.argsort(places, kind="stable")
+        return cls(queries[by_place], places[by_place])
+
+    def hide(self, values: np.ndarray, chunk: slice, start: int) -> None:
+        """Set the scores (m, t) of the hidden pairs to infinity."""
+        first, last = np.searchsorted(self.places, (start, start + values.shape[1]))
+        queries, places = self.queries[first:last], self.places[first:last]
+        inside = (queries >= chunk.start) & (queries < chunk.stop)
+        values[queries[inside] - chunk.start, places[inside] - start] = np.inf
+
+
+def _tiles(n: int, first: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Cuts of n rows that grow up to a size: while bounds are new they let many rows through."""
+    start, size = 0, min(first, rows)
+    while start < n:
+        stop = min(n, start + size)
+        yield start, stop
+        start, size = stop, min(rows, 4 * size)
+
+
+def _places(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ... within each of several runs of these lengths, one after the other."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+
+
+def _upward(limit: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Limits no lower than these in a precision, and finite: infinite scores stay above."""
+    with np.errstate(over="ignore"):
+        rounded = limit.astype(dtype)
+    up = np.nextafter(rounded, dtype.type(np.inf))
+    return np.minimum(up, np.finfo(dtype).max)
+
+
+def _flatnonzero(mask: np.ndarray) -> np.ndarray:
+    """Places of the true ones among few: eight are looked at together."""
+    flat = mask.ravel()
+    whole = len(flat) // 8 * 8
+    words = np.flatnonzero(flat[:whole].view(np.uint64))
+    eights = flat[:whole].reshape(-1, 8)[words]
+    word, byte = np.nonzero(eights)
+    places = 8 * words[word] + byte
+    return np.concatenate([places, whole + np.flatnonzero(flat[whole:])])
