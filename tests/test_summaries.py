@@ -301,5 +301,4 @@ def test_a_training_summary_follows_the_thresholds_of_its_model(frame):
         assert accuracies[-1] == model.evaluate(frame).accuracy
         assert model.summary is model.summary
     assert accuracies[0] != accuracies[1]
-    model.setThresholds([0.5, 0.5])
-    assert model.summary.accuracy == accuracies[0]
+    assert model.setThreshold(0.5).summary.accuracy == accuracies[0]
