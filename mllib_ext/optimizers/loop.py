@@ -184,7 +184,8 @@ class Result(Generic[S]):
     converged : bool
         A stopping rule held.
     reason : str
-        ``gradient``, ``loss``, ``precision`` (converged), ``max_iter``, or what a callback said.
+        That of a stopping rule or ``precision`` (converged), ``max_iter``, or what a callback
+        said.
     n_iter : int
     history : tuple of Record
         The first record is the state before the first step.
@@ -402,10 +403,11 @@ def _refuse_divergence(losses: Sequence[float], record: Record) -> None:
 
 def _warn_unconverged(record: Record) -> None:
     if record.settings.max_iter:
+        norm = record.gradient_norm
+        gradient = "" if math.isnan(norm) else f", the norm of its gradient {norm:g}"
         warnings.warn(
             f"not converged in maxIter = {record.settings.max_iter} iterations: the loss is "
-            f"{record.loss:g}, the norm of its gradient {record.gradient_norm:g}; "
-            "raise maxIter or tol",
+            f"{record.loss:g}{gradient}; raise maxIter or tol",
             ConvergenceWarning,
             stacklevel=4,
         )
