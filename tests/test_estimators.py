@@ -103,10 +103,23 @@ ENTRIES = {
         values={"weightCol": "w"},
         state=("labels", "factors"),
     ),
+    "BisectingKMeans": Entry(
+        **CLUSTERING,
+        twin=mllib_clustering.BisectingKMeans,
+        more={"seed": 0},
+    ),
     "KMeans": Entry(
         **CLUSTERING | {"values": CLUSTERING["values"] | {"initialCenters": CENTERS}},
         twin=mllib_clustering.KMeans,
         more={"nInit": 1, "seed": 0},
+    ),
+    "MiniBatchKMeans": Entry(
+        **CLUSTERING
+        | {
+            "fit": CLUSTERING["fit"] | {"miniBatchFraction": 0.5, "tol": 2.0},
+            "values": CLUSTERING["values"]
+            | {"initialCenters": CENTERS, "initialWeights": Vectors.dense(1.0, 2.0)},
+        },
     ),
     "LinearRegression": Entry(
         fit={"featuresCol": "dense", "labelCol": "number", "regParam": 0.5, **TIGHT},

@@ -95,7 +95,7 @@ class ClusteringModel(Trained):
         centers, or of their cosine distances.
     """
 
-    _arrays = ("centers", "sizes", "cost")
+    _arrays: tuple[str, ...] = ("centers", "sizes", "cost")
 
     def __init__(self, centers: Any, sizes: Any, cost: Any) -> None:
         super().__init__()
