@@ -172,9 +172,7 @@ def _root(rounds: Rounds, space: Space) -> Tree:
 
 def _divisible(tree: Tree, level: np.ndarray, least: float, needed: int) -> np.ndarray:
     """The clusters of a level that are large enough and have distinct rows; the largest first."""
-    C = tree.centers[level]
-    # What rounding leaves of the distances of equal rows.
-    nothing = 16 * np.finfo(np.float64).eps * tree.sizes[level] * np.einsum("ij,ij->i", C, C)
+    nothing = tree.sizes[level] * lloyd.rounding(tree.centers[level])
     candidates = level[(tree.sizes[level] >= least) & (tree.costs[level] > nothing)]
     return candidates[np.argsort(-tree.sizes[candidates], kind="stable")][:needed]
 

@@ -105,7 +105,7 @@ def step(rounds: Rounds, space: Space, state: Clusters, settings: Settings) -> C
     if len(empty):
         rows, taken, weights = remote_rows(rounds, space, state)
         rows, taken, weights = rows[: len(empty)], taken[: len(empty)], weights[: len(empty)]
-        centers[empty[: len(rows)]] = rows
+        centers[empty[: len(rows)]] = space.settle(rows)
         sums, sizes = sums.copy(), sizes.copy()
         sums[taken] -= weights[:, None] * space.placed(rows)
         sizes[taken] -= weights
@@ -135,9 +135,8 @@ def evaluated(
 ) -> Clusters:
     """Centers as a state: one round."""
     sums, sizes, cost = rounds.sum(statistics, space, centers)
-    # Rows that lie on their centers have what rounding leaves of their norms.
-    C = centers - space.origin
-    exact = cost <= 16 * np.finfo(np.float64).eps * (sizes @ np.einsum("ij,ij->i", C, C))
+    # Rows that lie on their centers are as far from them as these are rounded.
+    exact = cost <= sizes @ rounding(centers)
     return Clusters(
         loss=0.0 if exact else float(cost),
         step_size=moved,
@@ -146,6 +145,12 @@ def evaluated(
         sizes=sizes,
         sums=sums,
     )
+
+
+def rounding(X: np.ndarray) -> np.ndarray:
+    """The squared distance (n,) up to which float64 does not tell rows (n, d) from others."""
+    squared: np.ndarray = np.einsum("ij,ij->i", X, X)
+    return squared * (16 * np.finfo(np.float64).eps) ** 2
 
 
 def statistics(block: Block, space: Space, centers: np.ndarray) -> tuple[Any, ...]:
@@ -184,15 +189,12 @@ def remote_rows(
     weights : ndarray, shape (m,)
     """
     _, found, weights = rounds.reduce(farthest, farther, space, state.centers)
-    eps = np.finfo(found.dtype).eps
     some = np.flatnonzero(weights)
     rows, weights = found[some].astype(np.float64), weights[some]
     D = space.placed(rows) - (state.centers[some] - space.origin)
     squared = np.einsum("ij,ij->i", D, D)
-    # A mean of equal rows can miss them by its rounding.
-    away = squared > (16 * eps) ** 2 * np.einsum("ij,ij->i", rows, rows)
     order = np.argsort(-squared, kind="stable")
-    order = order[(away & (state.sizes[some] > weights))[order]]
+    order = order[((squared > rounding(rows)) & (state.sizes[some] > weights))[order]]
     return rows[order], some[order], weights[order]
 
 

@@ -8,7 +8,8 @@ r"""The step that all of k-means is made of: which center is a row nearest to, a
 One matrix product a chunk of rows: a column of ones beside the rows folds the norm in, and the
 copy that it stands in is taken about an origin near the data, as the formula cancels far from 0.
 An origin is no help where clusters lie far apart. So a row in float32 that is nearer to its center
-than rounding lets it tell is computed again in float64.
+than rounding lets it tell is assigned again in float64, and the distance of such a row in float64
+is taken of the difference itself: a row on its center costs nothing.
 """
 
 from __future__ import annotations
@@ -115,6 +116,10 @@ def _dense(
             norms = np.einsum("ij,ij->i", placed[:, :d], placed[:, :d])
             squared = norms - 2 * best
             resolved = _resolved(norms, squared, d)
+        if X.dtype == np.float64 and not resolved.all():
+            near = np.flatnonzero(~resolved)
+            D = placed[near, :d] - C[labels[near]]
+            squared[near], resolved[:] = np.einsum("ij,ij->i", D, D), True
         if resolved.all():
             yield Assigned(places[rows], placed, labels, _at_least_0(squared))
             continue
@@ -140,7 +145,14 @@ def _sparse(X: Any, space: Space, C: np.ndarray, choose: Choice) -> Iterator[Ass
         S -= half_norms
         labels[i : i + tile] = chosen = choose(S)
         best[i : i + tile] = S[np.arange(len(S)), chosen]
-    yield Assigned(np.arange(n), X, labels, _at_least_0(norms - 2 * best))
+    squared = norms - 2 * best
+    near = np.flatnonzero(~_resolved(norms, squared, X.shape[1]))
+    some = max(1, TILE_BYTES // (8 * X.shape[1]))
+    for i in range(0, len(near), some):
+        rows = near[i : i + some]
+        D = X[rows].toarray() - C[labels[rows]]
+        squared[rows] = np.einsum("ij,ij->i", D, D)
+    yield Assigned(np.arange(n), X, labels, _at_least_0(squared))
 
 
 class _Scratch(threading.local):
@@ -165,13 +177,11 @@ def _tile_rows(k: int, itemsize: int) -> int:
 
 
 def _resolved(norms: np.ndarray, squared: np.ndarray, d: int) -> np.ndarray:
-    """Where squared distances in float32 are far above their rounding; in float64, everywhere.
+    """Where squared distances are far above their rounding.
 
     A sum of d rounded products is off by about sqrt(d) roundings of the largest (Higham & Mary
     2019); the product, two norms and the difference have three.
     """
-    if norms.dtype == np.float64:
-        return np.ones(len(norms), bool)
     rounding = 3 * np.sqrt(d) * np.finfo(norms.dtype).eps * (norms + squared)
     resolved: np.ndarray = rounding <= RESOLUTION * squared  # not so for NaN
     return resolved & np.isfinite(norms)

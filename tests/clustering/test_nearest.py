@@ -62,6 +62,16 @@ def test_an_offset_of_100000_and_two_far_groups_of_clusters_keep_their_labels(dt
         np.testing.assert_allclose(squared, expected.min(axis=1), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64", "csr"])
+def test_a_row_on_its_center_costs_nothing_and_one_beside_it_what_it_should(kind):
+    rows = 1e4 + RNG.integers(0, 1000, size=(40, 5)).astype(float)
+    rows[::2] += 0.25  # exact in float32
+    X = sp.csr_array(rows) if kind == "csr" else rows.astype(kind)
+    centers = np.floor(rows)
+    _, squared = distances(X, Space(np.zeros(5)), centers)
+    np.testing.assert_array_equal(squared, np.where(np.arange(40) % 2, 0.0, 5 / 16))
+
+
 def test_rows_that_float32_cannot_hold_the_squares_of_are_assigned_in_float64():
     X = np.array([[1e30, 0], [2e30, 1], [-1e25, 3]], np.float32)
     labels, squared = distances(X, Space(np.zeros(2)), X[::-1].astype(np.float64))
