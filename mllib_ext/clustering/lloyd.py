@@ -105,7 +105,7 @@ def step(rounds: Rounds, space: Space, state: Clusters, settings: Settings) -> C
     if len(empty):
         rows, taken, weights = remote_rows(rounds, space, state)
         rows, taken, weights = rows[: len(empty)], taken[: len(empty)], weights[: len(empty)]
-        centers[empty[: len(rows)]] = space.settle(rows)
+        centers[empty[: len(rows)]] = rows
         sums, sizes = sums.copy(), sizes.copy()
         sums[taken] -= weights[:, None] * space.placed(rows)
         sizes[taken] -= weights
@@ -184,13 +184,13 @@ def remote_rows(
     Returns
     -------
     rows : ndarray, shape (m, d)
-        The farthest first; of equally far ones that of the first cluster.
+        As centers. The farthest first; of equally far ones that of the first cluster.
     clusters : ndarray, shape (m,)
     weights : ndarray, shape (m,)
     """
     _, found, weights = rounds.reduce(farthest, farther, space, state.centers)
     some = np.flatnonzero(weights)
-    rows, weights = found[some].astype(np.float64), weights[some]
+    rows, weights = space.settle(found[some].astype(np.float64)), weights[some]
     D = space.placed(rows) - (state.centers[some] - space.origin)
     squared = np.einsum("ij,ij->i", D, D)
     order = np.argsort(-squared, kind="stable")

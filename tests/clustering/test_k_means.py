@@ -238,6 +238,13 @@ def test_rows_of_zeros_have_no_cosine_distance(spark):
         model.predict(Vectors.dense([0.0, 0.0]))
 
 
+def test_rows_of_one_direction_are_one_to_the_cosine_distance(spark):
+    df = rows(spark, [[1, 2], [3, 6], [0.1, 0.2], [1e9, 1], [0, 5]])
+    with pytest.warns(UserWarning, match="has 3 centers"):
+        model = KMeans(k=4, distanceMeasure="cosine").fit(df)
+    assert model.cost == pytest.approx(0, abs=1e-15)
+
+
 def test_null_nan_and_ragged_rows_are_refused(spark):
     for bad in ("null", "array(1.0d, double('NaN'))", "array(1.0d)", "array(1.0d, null)"):
         df = rows(spark, X[:5, :2]).union(spark.sql(f"select {bad} as features, 1.0d as w"))
