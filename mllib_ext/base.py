@@ -31,7 +31,7 @@ from pyspark.ml.param.shared import HasFeaturesCol
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
+from pyspark.sql.types import ArrayType, DoubleType, IntegerType, StructField, StructType
 
 from mllib_ext.columns import Features, Matrix, quoted
 from mllib_ext.names import did_you_mean
@@ -117,7 +117,7 @@ class Trained(Model, HasFeatures, MLWritable, MLReadable[Any]):
     converged : bool
         A stopping rule held (or the solution is a closed form).
     reason : str
-        What ended the training: ``gradient``, ``loss``, ``precision``, ``max_iter``,
+        What ended the training: ``gradient``, ``loss``, ``shift``, ``precision``, ``max_iter``,
         ``closed_form``, ``constant_label`` or a callback's words.
     n_iter : int
     history : tuple of Record
@@ -157,7 +157,7 @@ class Trained(Model, HasFeatures, MLWritable, MLReadable[Any]):
 
 # --- prediction out --------------------------------------------------------------------------
 
-# predict(X) -> {column: values}: (n,) becomes a double column, (n, k) a vector column.
+# predict(X) -> {column: values}: (n,) becomes a double or integer column, (n, k) a vector column.
 Predict = Callable[[Matrix], dict[str, np.ndarray]]
 
 
@@ -166,12 +166,12 @@ class Output(NamedTuple):
 
     Attributes
     ----------
-    kind : {"double", "vector"}
+    kind : {"double", "integer", "vector"}
     attributes : dict
         Spark's ``ml_attr``: ``{"num_attrs": k}`` of a vector, ``{}`` of a number.
     """
 
-    kind: Literal["double", "vector"]
+    kind: Literal["double", "integer", "vector"]
     attributes: dict[str, Any]
 
 
@@ -212,7 +212,11 @@ def with_predictions(
             )
     if not outputs:
         return dataset
-    kinds = {"double": DoubleType(), "vector": ArrayType(DoubleType(), False)}
+    kinds = {
+        "double": DoubleType(),
+        "integer": IntegerType(),
+        "vector": ArrayType(DoubleType(), False),
+    }
     fields = [StructField(f"c{i}", kinds[o.kind], False) for i, o in enumerate(outputs.values())]
     function = partial(_predict_batch, features, n_features, tuple(outputs), predict)
     udf = F.arrow_udf(_annotated(function), StructType(fields))  # type: ignore[call-overload]

@@ -23,7 +23,7 @@ DRIVER_BYTES = 16 << 20
 
 
 class FitsOverBlocks(Estimator[Any]):
-    """An estimator of a supervised model that trains in rounds over blocks."""
+    """An estimator that trains in rounds over blocks."""
 
     @abstractmethod
     def _refuse(self, dataset: DataFrame) -> None:
@@ -84,7 +84,7 @@ class _Grid:
         estimator = self._estimators[index]
         try:
             with self._lock:
-                layout = map(estimator.getOrDefault, ("maxBlockSizeInMB", "aggregationDepth"))
+                layout = _block_bytes(estimator), _depth(estimator)
                 key = repr((_columns(estimator), *layout))
                 if key not in self._blocks:
                     self._blocks[key] = training_blocks(estimator, self._dataset)
@@ -103,26 +103,38 @@ def _close(blocks: dict[str, Blocks]) -> None:
 
 
 def training_blocks(estimator: Any, dataset: DataFrame) -> Blocks:
-    """The blocks of a supervised estimator's features, label and weight columns."""
+    """The blocks of an estimator's features, label (if it takes one) and weight columns."""
     features, label, weight = _columns(estimator)
-    megabytes = estimator.getOrDefault("maxBlockSizeInMB")
     return Blocks.of(
         dataset,
         features,
         label=label,
         weight=weight,
-        block_bytes=round(megabytes * (1 << 20)) or None,
+        block_bytes=_block_bytes(estimator),
         driver_bytes=DRIVER_BYTES,
         ahead=estimator._first_round(),
-        depth=estimator.getAggregationDepth(),
+        depth=_depth(estimator),
     )
 
 
-def _columns(estimator: Any) -> tuple[Any, str, str | None]:
+def _columns(estimator: Any) -> tuple[Any, str | None, str | None]:
     """Names of the features, label and weight columns."""
     weighted = estimator.isDefined("weightCol") and estimator.getOrDefault("weightCol")
     return (
         estimator._features(),
-        estimator.getLabelCol(),
+        estimator.getLabelCol() if estimator.hasParam("labelCol") else None,
         estimator.getWeightCol() if weighted else None,
     )
+
+
+def _block_bytes(estimator: Any) -> int | None:
+    """The size of a block that an estimator asks for."""
+    if not estimator.hasParam("maxBlockSizeInMB"):
+        return None
+    return round(estimator.getOrDefault("maxBlockSizeInMB") * (1 << 20)) or None
+
+
+def _depth(estimator: Any) -> int:
+    """The levels on which an estimator wants partials joined."""
+    asks = estimator.hasParam("aggregationDepth")
+    return int(estimator.getOrDefault("aggregationDepth")) if asks else 2

@@ -28,6 +28,7 @@ from pyspark.ml.classification import (
     LogisticRegressionSummary,
     LogisticRegressionTrainingSummary,
 )
+from pyspark.ml.clustering import BisectingKMeansSummary, ClusteringSummary, KMeansSummary
 from pyspark.ml.common import _py2java
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.regression import LinearRegressionSummary, LinearRegressionTrainingSummary
@@ -39,8 +40,8 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 
-class HasSummary(HasTrainingSummary[T], Generic[T, S]):
-    """A model's summaries: of its training data (T), and of any other data (S)."""
+class HasSummary(HasTrainingSummary[T], Generic[T]):
+    """A model's summary of its training data (T)."""
 
     _training: _Training | None = None
     # What pyspark.ml divides the objective by, where it standardises the label.
@@ -69,6 +70,18 @@ class HasSummary(HasTrainingSummary[T], Generic[T, S]):
             raise RuntimeError(f"No training summary available for this {type(self).__name__}")
         return self._training.summary(self)
 
+    def _trained_on(self, dataset: DataFrame) -> Self:
+        self._training = _Training(self.copy(), dataset)  # type: ignore[attr-defined]
+        return self
+
+    def _summarize(self, dataset: DataFrame, history: Sequence[float] | None) -> Any:
+        """A training summary where there is a history, else a plain one."""
+        raise NotImplementedError
+
+
+class HasEvaluation(HasSummary[T], Generic[T, S]):
+    """A model's summaries: of its training data (T), and of any other data (S)."""
+
     def evaluate(self, dataset: DataFrame) -> S:
         """The summary of a data set that has the model's features and label columns.
 
@@ -80,14 +93,6 @@ class HasSummary(HasTrainingSummary[T], Generic[T, S]):
         if not isinstance(dataset, DataFrame):
             raise TypeError(f"dataset: expected a DataFrame, found {type(dataset).__name__}")
         return self._summarize(dataset, None)
-
-    def _trained_on(self, dataset: DataFrame) -> Self:
-        self._training = _Training(self.copy(), dataset)  # type: ignore[attr-defined]
-        return self
-
-    def _summarize(self, dataset: DataFrame, history: Sequence[float] | None) -> Any:
-        """A training summary where there is a history, else a plain one."""
-        raise NotImplementedError
 
 
 @dataclass
@@ -121,7 +126,7 @@ class _Training:
 
 
 class HasLogisticRegressionSummary(
-    HasSummary[LogisticRegressionTrainingSummary, LogisticRegressionSummary]
+    HasEvaluation[LogisticRegressionTrainingSummary, LogisticRegressionSummary]
 ):
     """Summaries of a logistic regression: the binary ones for up to two classes."""
 
@@ -149,7 +154,7 @@ class HasLogisticRegressionSummary(
 
 
 class HasLinearRegressionSummary(
-    HasSummary[LinearRegressionTrainingSummary, LinearRegressionSummary]
+    HasEvaluation[LinearRegressionTrainingSummary, LinearRegressionSummary]
 ):
     """Summaries of a linear regression."""
 
@@ -176,6 +181,41 @@ class HasLinearRegressionSummary(
             *([] if history is None else [_doubles(history)]),
             _doubles(estimates),
         )
+
+
+C = TypeVar("C", bound=ClusteringSummary)
+
+
+class HasClusteringSummary(HasSummary[C], Generic[C]):
+    """The training summary of a clustering."""
+
+    _summaryCls: type[C]
+
+    def _summarize(self, dataset: DataFrame, history: Sequence[float] | None) -> Any:
+        model: Any = _with_all_columns(self, "predictionCol")
+        cls: Any = self._summaryCls
+        return _of_java(
+            cls,
+            f"org.apache.spark.ml.clustering.{cls.__name__}",
+            model.transform(dataset),
+            model.getPredictionCol(),
+            _features_name(model),
+            len(model.clusterCenters()),
+            model.n_iter,
+            model.cost,
+        )
+
+
+class HasKMeansSummary(HasClusteringSummary[KMeansSummary]):
+    """The training summary of k-means."""
+
+    _summaryCls = KMeansSummary
+
+
+class HasBisectingKMeansSummary(HasClusteringSummary[BisectingKMeansSummary]):
+    """The training summary of bisecting k-means."""
+
+    _summaryCls = BisectingKMeansSummary
 
 
 def inverse_diagonal(

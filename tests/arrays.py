@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial, reduce
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,8 +43,8 @@ class Arrays:
         whole = block(X, y, w)
         cuts = np.linspace(0, 1, parts + 1) ** 1.5 * whole.n
         return cls(
-            block(X[i:j], whole.y[i:j], whole.w[i:j])
-            for i, j in zip(cuts[:-1].astype(int), cuts[1:].astype(int), strict=True)
+            replace(block(X[i:j], whole.y[i:j], whole.w[i:j]), partition=part)
+            for part, (i, j) in enumerate(pairwise(cuts.astype(int)))
             if i < j
         )
 
@@ -53,6 +55,10 @@ class Arrays:
     @property
     def weight_sum(self) -> float:
         return float(sum(b.w.sum() for b in self.blocks))
+
+    def drain(self) -> tuple[Any, ...]:
+        """No reports: nothing is sent anywhere."""
+        return ()
 
     def sum(self, stage: Callable[..., tuple[Any, ...]], *parameters: Any) -> tuple[Any, ...]:
         """Add up ``stage(block, *parameters)`` over the blocks."""

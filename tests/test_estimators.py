@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from pyspark.ml import Estimator, Model, Pipeline, PipelineModel
 from pyspark.ml import classification as mllib_classification
+from pyspark.ml import clustering as mllib_clustering
 from pyspark.ml import regression as mllib_regression
 from pyspark.ml.classification import OneVsRest
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
@@ -70,6 +71,9 @@ class Entry:
         Its parameters beyond the twin's, and their defaults.
     evaluator : callable or None
         Makes what its models are judged by; for supervised estimators.
+    columns : tuple of str
+        Its parameters that name a column of the input, and are no list: the first one is taken
+        for a parameter of any kind.
     """
 
     fit: dict[str, Any]
@@ -78,11 +82,20 @@ class Entry:
     twin: Any = None
     more: dict[str, Any] = field(default_factory=dict)
     evaluator: Callable[[], Any] | None = None
+    columns: tuple[str, ...] = ("labelCol", "weightCol")
 
 
 SUPERVISED = {"weightCol": "w", "featuresCols": ["a", "b"]}
 TIGHT = {"tol": 1e-12, "maxIter": 300}
 DESCENT = {"stepSize": 1.0, "lineSearch": "barzilai-borwein"}
+
+CENTERS = Matrices.dense(2, 2, [0.0, 1.0, 2.0, 3.0])
+CLUSTERING: dict[str, Any] = {
+    "fit": {"featuresCol": "dense", "weightCol": "w", "k": 3, "maxIter": 100},
+    "values": {"weightCol": "w", "featuresCols": ["a", "b"], "seed": 7},
+    "state": ("clusterCenters", "clusterWeights", "cost"),
+    "columns": ("weightCol",),
+}
 
 ENTRIES = {
     "ClassBalancer": Entry(
@@ -99,6 +112,24 @@ ENTRIES = {
         fit={"featuresCol": "dense", "labelCol": "number"},
         values=SUPERVISED,
         state=("features", "labels", "itemWeights"),
+    ),
+    "BisectingKMeans": Entry(
+        **CLUSTERING,
+        twin=mllib_clustering.BisectingKMeans,
+        more={"seed": 0},
+    ),
+    "KMeans": Entry(
+        **CLUSTERING | {"values": CLUSTERING["values"] | {"initialCenters": CENTERS}},
+        twin=mllib_clustering.KMeans,
+        more={"nInit": 1, "seed": 0},
+    ),
+    "MiniBatchKMeans": Entry(
+        **CLUSTERING
+        | {
+            "fit": CLUSTERING["fit"] | {"miniBatchFraction": 0.5, "tol": 2.0},
+            "values": CLUSTERING["values"]
+            | {"initialCenters": CENTERS, "initialWeights": Vectors.dense(1.0, 2.0)},
+        },
     ),
     "LinearRegression": Entry(
         fit={"featuresCol": "dense", "labelCol": "number", "regParam": 0.5, **TIGHT},
@@ -155,6 +186,7 @@ class Case:
 
     def state(self, model: Any) -> list[np.ndarray]:
         values = [getattr(model, name) for name in self.entry.state]
+        values = [value() if callable(value) else value for value in values]
         return [np.array(v.toArray() if hasattr(v, "toArray") else v) for v in values]
 
     def assert_same(self, one: Any, other: Any, tolerance: float = 0.0) -> None:
@@ -267,7 +299,7 @@ def test_parameters_and_their_defaults_are_those_of_pyspark_ml(case):
     for ours, theirs in (estimators, (case.model, case.twin_model)):
         assert params_of(ours) == params_of(theirs) | case.entry.more
         found, expected = ({param.name for param in both.params} for both in (ours, theirs))
-        assert found == expected | set(case.entry.more) | {"featuresCols"}
+        assert found == expected | set(case.entry.more) | set(case.entry.values)
         defined = {param.name for param in theirs.params if theirs.isDefined(param)}
         assert all(ours.isDefined(name) == (name in defined) for name in expected)
         ours.explainParams()
@@ -330,18 +362,19 @@ def test_every_keyword_has_a_setter_and_a_getter_that_agree_with_it(case):
 @each
 def test_a_model_has_the_uid_and_the_parameters_of_its_estimator_and_so_have_copies(case, frame):
     estimator = case.new()
-    param = estimator.getParam("labelCol")
-    renamed = frame.withColumn("another", F.col(estimator.getLabelCol()))
+    param = estimator.getParam(case.entry.columns[0])
+    renamed = frame.withColumn("another", F.col(estimator.getOrDefault(param)))
     copied = estimator.copy({param: "another"})
     model = estimator.fit(renamed, {param: "another"})
     for instance in (copied, model, model.copy(), pickle.loads(pickle.dumps(copied))):
         assert instance.uid == estimator.uid
         assert {p.parent for p in instance.params} == {estimator.uid}
-        assert instance.getLabelCol() == "another"
-    assert estimator.getLabelCol() != "another"
+        assert instance.getOrDefault(param.name) == "another"
+    assert estimator.getOrDefault(param) != "another"
     assert params_of(model) == params_of(copied)
     again = model.copy({param: "third"})
-    assert (again.getLabelCol(), model.getLabelCol()) == ("third", "another")
+    names = [instance.getOrDefault(param.name) for instance in (again, model)]
+    assert names == ["third", "another"]
     case.assert_same(again, model)
     case.assert_same(model, case.model)
 
@@ -365,7 +398,8 @@ def test_what_is_saved_is_loaded_and_replaced_only_when_asked(case, tmp_path):
     whole = case.cls()
     for name, value in case.entry.values.items():
         whole.set(whole.getParam(name), value)
-    renamed = case.model.copy({case.model.labelCol: "other"})
+    column = case.entry.columns[0]
+    renamed = case.model.copy({case.model.getParam(column): "other"})
     pairs = ((whole, case.new()), (case.model, renamed))
     for one, other in pairs:
         path = str(tmp_path / type(one).__name__)
@@ -377,7 +411,8 @@ def test_what_is_saved_is_loaded_and_replaced_only_when_asked(case, tmp_path):
         assert (loaded.uid, params_of(loaded)) == (one.uid, params_of(one))
         assert {p.parent for p in loaded.params} == {one.uid}
         other.write().overwrite().save(path)
-        assert type(one).read().load(path).getLabelCol() == other.getLabelCol()
+        loaded_again = type(one).read().load(path)
+        assert loaded_again.getOrDefault(column) == other.getOrDefault(column)
     case.assert_same(loaded, case.model)
     path = str(tmp_path / case.cls.__name__)
     with pytest.raises((ValueError, AssertionError), match=case.cls.__name__):
@@ -387,7 +422,8 @@ def test_what_is_saved_is_loaded_and_replaced_only_when_asked(case, tmp_path):
 @each
 def test_a_pipeline_around_it_is_fitted_saved_and_loaded(case, frame, tmp_path):
     stages: list[Any] = [VectorAssembler(inputCols=COLUMNS[:2], outputCol="assembled")]
-    stages.append(case.new(**({"featuresCol": "assembled"} if case.entry.evaluator else {})))
+    features = {"featuresCol": "assembled"} if "featuresCol" in case.entry.fit else {}
+    stages.append(case.new(**features))
     pipeline = Pipeline(stages=stages)
     pipeline.save(str(tmp_path / "pipeline"))
     loaded = Pipeline.load(str(tmp_path / "pipeline")).getStages()[1]
@@ -431,7 +467,7 @@ def test_every_kind_of_features_column_is_predicted_the_same(case, frame, featur
 def test_a_table_or_a_stream_of_files_is_transformed_like_rows(case, frame, spark, tmp_path):
     source, name = str(tmp_path / "in"), f"of_{case.cls.__name__}"
     # Spark has ways of its own for the columns of Parquet, vectors among them.
-    columns = ["i", "dense", case.entry.fit["labelCol"]]
+    columns = ["i", "dense", case.entry.fit[case.entry.columns[0]]]
     frame.select(*columns).coalesce(1).write.parquet(source)
     table = spark.read.parquet(source)
     expected = case.model.transform(frame.select(*columns))
@@ -447,7 +483,7 @@ def test_a_table_or_a_stream_of_files_is_transformed_like_rows(case, frame, spar
     found = spark.table(name)
     assert found.columns == expected.columns
     np.testing.assert_array_equal(rows_of(found, *names), rows_of(expected, *names))
-    if case.entry.evaluator:
+    if "featuresCol" in case.entry.fit:
         with pytest.raises(ValueError, match="expected a batch DataFrame to train on"):
             case.new().fit(stream)
 
@@ -596,8 +632,8 @@ def test_a_missing_column_is_an_error_that_names_the_nearest_there_is(case, fram
     roles = {"labelCol": "label", "weightCol": "weight", "featuresCol": "features"}
     wrong = {"labelCol": "numbre", "weightCol": "weihgts", "featuresCol": "vector"}
     nearest = {"labelCol": "number", "weightCol": "weights", "featuresCol": "vectors"}
-    base = {"featuresCol": "vectors"} if case.entry.evaluator else {}
-    for name in ("labelCol", "weightCol", *base):
+    base = {"featuresCol": "vectors"} if "featuresCol" in case.entry.fit else {}
+    for name in (*case.entry.columns, *base):
         message = f"{roles[name]} column '{wrong[name]}': .*did you mean '{nearest[name]}'"
         with pytest.raises(ValueError, match=message):
             case.new(**{**base, name: wrong[name]}).fit(df)

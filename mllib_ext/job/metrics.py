@@ -41,7 +41,7 @@ MULTICLASS = (
 METRICS: Mapping[Task, tuple[str, ...]] = {
     "classification": BINARY + MULTICLASS,
     "regression": ("rmse", "mse", "mae", "r2", "var"),
-    "clustering": ("silhouette",),
+    "clustering": ("silhouette", "cosineSilhouette"),
 }
 
 
@@ -134,7 +134,7 @@ def columns_of(metric: str) -> tuple[str, ...]:
         return "labelCol", "weightCol", "rawPredictionCol"
     if metric == "logLoss":
         return "labelCol", "weightCol", "predictionCol", "probabilityCol"
-    if metric == "silhouette":
+    if metric in METRICS["clustering"]:
         return "featuresCol", "weightCol", "predictionCol"
     return "labelCol", "weightCol", "predictionCol"
 
@@ -160,6 +160,9 @@ def evaluator(metric: str, columns: Mapping[str, str]) -> Evaluator:
     """Spark's evaluator of a metric, for these columns (as in :func:`evaluate`)."""
     params = {name: columns[name] for name in columns_of(metric) if name in columns}
     cls: Any = RegressionEvaluator
+    if metric == "cosineSilhouette":
+        params |= {"distanceMeasure": "cosine"}
+        metric = "silhouette"
     if metric in BINARY:
         cls = BinaryClassificationEvaluator
     elif metric in MULTICLASS:

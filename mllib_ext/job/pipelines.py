@@ -14,6 +14,7 @@ from pyspark.sql.types import BooleanType, NumericType, StringType, StructType
 
 from mllib_ext.columns import Features, data_type, number, quoted
 from mllib_ext.feature import ClassBalancer, ClassBalancerModel
+from mllib_ext.job import metrics
 from mllib_ext.job.config import Encoding, Stage, TrainConfig
 from mllib_ext.job.config.section import listed
 from mllib_ext.job.config.train import BALANCED
@@ -76,9 +77,9 @@ def training(config: TrainConfig, cls: type) -> tuple[Any, list[Any]]:
     if isinstance(config.features, str):
         if estimator.hasParam("featuresCol"):
             estimator._set(featuresCol=config.features)
-    elif estimator.hasParam("featuresCols"):
+    elif estimator.hasParam("featuresCols") and metrics.task_of(cls) != "clustering":
         estimator.setFeaturesCol(config.features)
-    else:
+    else:  # Spark's ClusteringEvaluator, too, wants one column
         between.append(VectorAssembler(inputCols=config.features, outputCol=ASSEMBLED))
         estimator._set(featuresCol=ASSEMBLED)
     label = config.label_column

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -81,6 +82,13 @@ class _Pace:
         return f"{self.rounds / self.seconds:.1f} rounds/s" if self.rounds else ""
 
 
+def _moved(record: Record, form: str) -> str:
+    """The norm of the gradient or, of an algorithm without one, how far the last step led."""
+    if math.isfinite(record.gradient_norm):
+        return f"gradient {record.gradient_norm:{form}}"
+    return f"step {record.step_size:{form}}" if math.isfinite(record.step_size) else ""
+
+
 class _Nothing:
     def start(self) -> None: ...
     def show(self, record: Record) -> None: ...
@@ -104,7 +112,7 @@ class _Lines:
             for part in (
                 f"iteration {record.iteration}/{record.settings.max_iter}",
                 f"loss {record.loss:.6g}",
-                f"gradient {record.gradient_norm:.2e}",
+                _moved(record, ".2e"),
                 str(self.pace),
             )
             if part
@@ -148,7 +156,7 @@ class _Bar:
             completed=record.iteration,
             total=total,
             description=f"{record.iteration}/{total}  loss {record.loss:.6g}  "
-            f"gradient {record.gradient_norm:.1e}  {self.pace}",
+            f"{_moved(record, '.1e')}  {self.pace}",
         )
 
     def stop(self) -> None:

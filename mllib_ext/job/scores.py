@@ -1,4 +1,4 @@
-"""What is told of a model's predictions: metrics and, for classes, how well each is predicted."""
+"""What is told of a model's predictions: metrics, and of each class or cluster how it came out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pyspark.sql.types import StructType
 from mllib_ext.columns import quoted
 from mllib_ext.job import metrics
 from mllib_ext.job.class_report import class_report
+from mllib_ext.job.cluster_report import cluster_report
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +39,20 @@ def scores(
     -------
     dict
         ``metrics`` by side and, for a classification, ``classes`` by side
-        (:func:`mllib_ext.job.class_report.class_report`).
+        (:func:`mllib_ext.job.class_report.class_report`), or, for a clustering, ``clusters`` by
+        side (:func:`mllib_ext.job.cluster_report.cluster_report`).
     """
     logger.info("evaluating %s", ", ".join(names) or "nothing")
     found: dict[str, dict[str, Any]] = {"metrics": {}}
     if task == "classification":
         found["classes"] = {}
+    elif task == "clustering":
+        found["clusters"] = {}
     needed = {param for name in names for param in metrics.columns_of(name)}
     if task == "classification":
         needed |= {"labelCol", "predictionCol", "weightCol"}
+    elif task == "clustering":
+        needed |= {"predictionCol", "weightCol"}
     for side, predictions in sides.items():
         kept = [_numeric(param, columns[param]) for param in sorted(needed & columns.keys())]
         cached = predictions.select(*kept).persist()
@@ -55,6 +61,8 @@ def scores(
             if task == "classification":
                 called = label_names(predictions.schema, columns["labelCol"])
                 found["classes"][side] = class_report(cached, columns, called)
+            elif task == "clustering":
+                found["clusters"][side] = cluster_report(cached, columns)
         finally:
             cached.unpersist()
     return found

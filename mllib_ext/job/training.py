@@ -100,6 +100,8 @@ def _fit_report(model: Any, seconds: float) -> dict[str, Any]:
     for name in ("n_iter", "converged", "reason"):
         if hasattr(model, name):
             report[name] = getattr(model, name)
+    if isinstance(getattr(model, "cost", None), float):
+        report["cost"] = model.cost
     history = getattr(model, "history", ())
     if history:
         report["loss"] = history[-1].loss

@@ -184,7 +184,8 @@ class Result(Generic[S]):
     converged : bool
         A stopping rule held.
     reason : str
-        ``gradient``, ``loss``, ``precision`` (converged), ``max_iter``, or what a callback said.
+        That of a stopping rule or ``precision`` (converged), ``max_iter``, or what a callback
+        said.
     n_iter : int
     history : tuple of Record
         The first record is the state before the first step.
@@ -283,6 +284,8 @@ def iterate(
     stopping: dict[str, Rule] = SMOOTH,
     changed: Callable[[S, Any, Any], S] = lambda state, old, new: state,
     drain: Callable[[], tuple[Any, ...]] = tuple,
+    divergence: float = DIVERGENCE_FACTOR,
+    warn: bool = True,
 ) -> Result[S]:
     """Step until a stopping rule holds, a callback says stop, or ``max_iter`` is reached.
 
@@ -304,11 +307,15 @@ def iterate(
         optimizer that remembers curvature forgets it here when the objective changed.
     drain : callable
         Returns the reports of the rounds run since it was last called.
+    divergence : float
+        How many times its first value a loss may be; infinite where losses are those of samples.
+    warn : bool
+        Whether an end at ``max_iter`` is a ConvergenceWarning.
 
     Raises
     ------
     DivergenceError
-        The loss became non-finite, or rose a thousandfold.
+        The loss became non-finite, or rose a thousandfold (``divergence``).
     ValueError
         A callback asked for a setting or a checkpoint that does not exist.
     """
@@ -328,7 +335,7 @@ def iterate(
             rounds=drain(),
             settings=settings,
         )
-        _refuse_divergence(losses, record)
+        _refuse_divergence(losses, record, divergence)
         actions = [action for callback in callbacks for action in _answer(callback, state, record)]
         history.append(replace(record, actions=tuple(map(str, actions))))
 
@@ -358,7 +365,8 @@ def iterate(
         if reason is not None:
             return Result(state, True, reason, iteration, tuple(history))
         if iteration >= settings.max_iter:
-            _warn_unconverged(replace(record, settings=settings))
+            if warn:
+                _warn_unconverged(replace(record, settings=settings))
             return Result(state, False, "max_iter", iteration, tuple(history))
 
         state = step(state, settings)
@@ -390,9 +398,9 @@ def _answer(callback: Callback, state: State, record: Record) -> list[Action]:
     return actions
 
 
-def _refuse_divergence(losses: Sequence[float], record: Record) -> None:
+def _refuse_divergence(losses: Sequence[float], record: Record, factor: float) -> None:
     first, loss = abs(losses[0]), record.loss
-    if math.isfinite(loss) and (len(losses) == 1 or loss <= DIVERGENCE_FACTOR * max(first, 1e-300)):
+    if math.isfinite(loss) and (len(losses) == 1 or loss <= factor * max(first, 1e-300)):
         return
     raise DivergenceError(
         f"training diverged in round {record.iteration} with step size {record.step_size:g}: "
@@ -402,10 +410,11 @@ def _refuse_divergence(losses: Sequence[float], record: Record) -> None:
 
 def _warn_unconverged(record: Record) -> None:
     if record.settings.max_iter:
+        norm = record.gradient_norm
+        gradient = "" if math.isnan(norm) else f", the norm of its gradient {norm:g}"
         warnings.warn(
             f"not converged in maxIter = {record.settings.max_iter} iterations: the loss is "
-            f"{record.loss:g}, the norm of its gradient {record.gradient_norm:g}; "
-            "raise maxIter or tol",
+            f"{record.loss:g}{gradient}; raise maxIter or tol",
             ConvergenceWarning,
             stacklevel=4,
         )

@@ -146,6 +146,33 @@ def test_clusters_need_no_label(spark, config, tmp_path):
     assert metrics["rows"] == {"train": 100, "test": 0}
     assert metrics["metrics"]["train"]["silhouette"] > 0.5
     assert set(metrics["metrics"]) == {"train"}
+    assert sum(metrics["clusters"]["train"]["sizes"]) == 100
+
+
+def test_clusters_of_this_package_report_cost_sizes_and_both_silhouettes(spark, config, tmp_path):
+    job = yaml.safe_load(Path(config()).read_text())
+    del job["label"]
+    job["weight"] = "w"
+    job["evaluation"] = ["silhouette", "cosineSilhouette"]
+    job["estimator"] = {
+        "class": "mllib_ext.clustering.KMeans",
+        "params": {"k": 3, "maxIter": 100, "initialCenters": [[0, 3], [50, 3], [99, 3]]},
+    }
+    file = tmp_path / "clusters.yaml"
+    file.write_text(yaml.safe_dump(job))
+    assert main(["--config", str(file)]) == 0
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["fit"]["converged"]
+    for side in ("train", "test"):
+        clusters = report["clusters"][side]
+        assert clusters["labels"] == [0, 1, 2]
+        assert sum(clusters["sizes"]) == sum(clusters["weights"]) == report["rows"][side]
+        assert set(report["metrics"][side]) == {"silhouette", "cosineSilhouette"}
+        # The line's numbers 0 to 99 cut in three: near neighbours, all in about one direction.
+        assert 0.6 < report["metrics"][side]["silhouette"] < 0.8
+    history = (tmp_path / "out" / "history.jsonl").read_text().splitlines()
+    assert json.loads(history[-1])["loss"] == report["fit"]["cost"]
+    assert len(PipelineModel.load(str(tmp_path / "out" / "model")).stages) == 2
 
 
 def test_the_history_has_a_line_for_every_iteration(spark, config, tmp_path):

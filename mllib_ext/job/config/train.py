@@ -40,7 +40,7 @@ class TrainConfig(JobConfig):
         description="A column of vectors or arrays, or a list of numeric columns. Default with "
         "encode: the column that it makes.",
     )
-    label: str = Field(default="label", description="The column to predict.")
+    label: str = Field(default="label", description="The column to predict; clusters need none.")
     weight: str | None = Field(
         default=None,
         description="A column of row weights; or balanced: every class weighs the same in "
@@ -64,7 +64,8 @@ class TrainConfig(JobConfig):
     evaluation: list[str] | None = Field(
         default=None,
         description="Metrics of Spark's evaluators. Default: accuracy, f1 and, where they apply, "
-        "logLoss, areaUnderROC and areaUnderPR; or rmse, mae and r2; or silhouette.",
+        "logLoss, areaUnderROC and areaUnderPR; or rmse, mae and r2; or silhouette (by squared "
+        "euclidean distances; cosineSilhouette by cosine distances).",
     )
     progress: Literal["auto", "rich", "plain", "none"] = Field(
         default="auto",

@@ -1,0 +1,97 @@
+"""Where k-means measures distances: about an origin near the data, or on the unit sphere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from mllib_ext.columns import Matrix
+
+if TYPE_CHECKING:
+    from mllib_ext.blockfile import Block
+    from mllib_ext.blocks import Blocks
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where distances are measured.
+
+    Attributes
+    ----------
+    origin : ndarray, shape (d,)
+        Subtracted from rows and centers. Zeros for sparse rows, which it would fill.
+    unit : bool
+        Rows are scaled to length 1, and so are centers: half the squared distance of two of them
+        is then their cosine distance.
+    """
+
+    origin: np.ndarray
+    unit: bool = False
+
+    @property
+    def n_features(self) -> int:
+        return len(self.origin)
+
+    def placed(self, X: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Dense rows (m, d) as they stand in this space."""
+        if self.unit:
+            length = np.sqrt(np.einsum("ij,ij->i", X, X))
+            return np.divide(X, length[:, None], out=out)
+        return np.subtract(X, self.origin.astype(X.dtype), out=out)
+
+    def settle(self, centers: np.ndarray) -> np.ndarray:
+        """Means of rows (k, d), in the coordinates of the data, as centers of this space."""
+        if not self.unit:
+            return centers
+        length = np.linalg.norm(centers, axis=1, keepdims=True)
+        return np.divide(centers, length, out=np.zeros_like(centers), where=length > 0)
+
+    def distance(self, squared: np.ndarray) -> np.ndarray:
+        """What the cost adds up, of squared distances here: themselves, or 1 - cosine."""
+        return 0.5 * squared if self.unit else squared
+
+
+def euclidean(blocks: Blocks) -> Space:
+    """Squared euclidean distances: about the mean row, as float32 cancels far from the origin."""
+    total, sums = blocks.sum(weighted_sum)
+    if blocks.sparse:
+        return Space(np.zeros_like(sums))
+    # As the rows have it: to subtract it from them then costs at most one rounding.
+    return Space((sums / total).astype(blocks.features.dtype).astype(np.float64))
+
+
+def cosine(blocks: Blocks) -> Space:
+    """Cosine distances; ValueError for rows without a direction."""
+    (zeros,) = blocks.sum(rows_of_zeros)
+    if zeros:
+        raise ValueError(
+            f"{blocks.features.label}: expected rows of a length above 0 for the cosine distance, "
+            f"found {zeros} {'row' if zeros == 1 else 'rows'} of zeros"
+        )
+    return Space(np.zeros(blocks.n_features), unit=True)
+
+
+def weighted_sum(block: Block) -> tuple[Any, ...]:
+    """One block's sum of weights () and of weighted rows (d,)."""
+    return block.w.sum(), block.w.astype(block.X.dtype) @ block.X
+
+
+def rows_of_zeros(block: Block) -> tuple[Any, ...]:
+    """One block's number of rows without a direction, those of weight 0 included."""
+    return (np.count_nonzero(squared_norms(block.X) == 0),)
+
+
+# By pyspark.ml's names of the distances: the space, and the round that finds it.
+SPACES = {"euclidean": (euclidean, weighted_sum), "cosine": (cosine, rows_of_zeros)}
+
+
+def squared_norms(X: Matrix) -> np.ndarray:
+    """Squared lengths of rows, float64 (n,)."""
+    if isinstance(X, np.ndarray):
+        return np.einsum("ij,ij->i", X, X, dtype=np.float64)
+    squares = sp.csr_array((X.data**2, X.indices, X.indptr), shape=X.shape)
+    norms: np.ndarray = squares @ np.ones(X.shape[1])
+    return norms
