@@ -167,7 +167,7 @@ def exported() -> list[Any]:
     names = [(package, name) for package in packages for name in getattr(package, "__all__", ())]
     classes = [getattr(package, name) for package, name in names]
     estimators = [c for c in classes if isinstance(c, type) and issubclass(c, Estimator)]
-    return [c for c in estimators if hasattr(c, "labelCol")]
+    return [c for c in estimators if hasattr(c, "predictionCol") or c.__name__ in ENTRIES]
 
 
 @dataclass

@@ -5,6 +5,7 @@ import importlib
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pyspark
 import pytest
 
@@ -12,6 +13,8 @@ DATA = Path(pyspark.__file__).parent / "data" / "mllib"
 CLASSES = {
     "LogisticRegression": "classification",
     "LinearRegression": "regression",
+    "KMeans": "clustering",
+    # Not BisectingKMeans: its example shows the numbers of clusters, which mean nothing.
 }
 
 
@@ -26,7 +29,7 @@ def test_the_examples_of_a_class_hold_for_its_stand_in(spark, tmp_path, name):
     assert len(example.examples) > 20
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.printoptions(legacy="1.13"):  # as where they are tested
         warnings.simplefilter("ignore")  # examples stop early and use what Spark deprecates
         failed, _ = runner.run(example, out=report.append)
     assert not failed, "".join(report)
