@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from mllib_ext.job.benchmark import Comparison, alternate
 from mllib_ext.job.benchmark_data import Problem, as_arrays, generate
+from mllib_ext.job.idx import decode_idx
 from mllib_ext.knn import ApproximateNearestNeighbors, NearestNeighbors
 
 K = 10
@@ -138,9 +138,9 @@ def compare_fashion_mnist(spark: SparkSession, directory: Path, repeats: int) ->
     ``directory`` holds the four IDX files and ``groundtruth-l2-top100.npz``, whose ``neighbors``
     (10,000, 100) are in the order of (distance, row).
     """
-    X, Q = (idx(directory / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k"))
+    X, Q = (_array(directory / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k"))
     X, Q = (images.reshape(len(images), -1).astype(np.float32) for images in (X, Q))
-    y, truth = (idx(directory / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k"))
+    y, truth = (_array(directory / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k"))
     items, queries = frame(spark, X), frame(spark, Q)
     comparison = exact(items, queries, X, Q, repeats, "Fashion-MNIST")
     found = indices(neighbors(items, queries))
@@ -152,6 +152,10 @@ def compare_fashion_mnist(spark: SparkSession, directory: Path, repeats: int) ->
     for side in (items, queries):
         side.unpersist()
     return [comparison]
+
+
+def _array(path: Path) -> np.ndarray:
+    return decode_idx(path.read_bytes())
 
 
 def neighbors(items: DataFrame, queries: DataFrame) -> pa.Table:
@@ -174,11 +178,3 @@ def frame(spark: SparkSession, X: np.ndarray) -> DataFrame:
     df = spark.createDataFrame(table).repartition(2).cache()
     df.count()
     return df
-
-
-def idx(path: Path) -> np.ndarray:
-    """The array in a gzipped IDX file of unsigned bytes: magic number, shape, values."""
-    content = gzip.decompress(path.read_bytes())
-    n_axes = content[3]
-    shape = np.frombuffer(content, ">i4", n_axes, 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_axes).reshape(shape)

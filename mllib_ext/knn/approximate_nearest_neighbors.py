@@ -218,7 +218,8 @@ class ApproximateNearestNeighborsModel(
         return self._index.file.cells
 
     @property
-    def _n_features(self) -> int:
+    def numFeatures(self) -> int:
+        """Number of features."""
         return int(self._index.file.X.shape[1])
 
     def _measure(self) -> None:
@@ -246,7 +247,7 @@ class ApproximateNearestNeighborsModel(
         queries, name = self._with_ids(query_df), self._id_name()
         asked = queries
         if sort_knn_df_by_query_id and not query_df.isStreaming:
-            asked = ordered_queries(queries, name, self._side(queries, self._n_features).features)
+            asked = ordered_queries(queries, name, self._side(queries, self.numFeatures).features)
         found = self._streamed(asked)
         columns = quoted(name).alias(f"query_{name}"), *answer_columns()
         return self._items_df, queries, found.select(*columns)
@@ -286,7 +287,7 @@ class ApproximateNearestNeighborsModel(
                 f"param metric: expected {self._cells.metric.name!r}, by which the index was "
                 f"made, found {self.getMetric()!r}"
             )
-        side = self._side(queries, self._n_features)
+        side = self._side(queries, self.numFeatures)
         if self._mapped is None:
             self._mapped = Mapped(queries.sparkSession.sparkContext, self._index)
         lookup = Probes(self.getK(), self.nprobe, rule)
@@ -338,7 +339,7 @@ class ApproximateNearestNeighborsModel(
         more = self._read(items, self._cells)
         whole = self._items_df.unionByName(items)
         if self._celled_df is not None:
-            celled = with_cells(items, self._side(items, self._n_features), self._cells)
+            celled = with_cells(items, self._side(items, self.numFeatures), self._cells)
             whole = self._celled_df.unionByName(celled)
         model = self._copied()
         model._hold(whole, self._celled() + more, self._cells)
@@ -393,7 +394,7 @@ class ApproximateNearestNeighborsModel(
     def __repr__(self) -> str:
         return (
             f"ApproximateNearestNeighborsModel: uid={self.uid}, "
-            f"numItems={self.numItems}, numFeatures={self._n_features}, "
+            f"numItems={self.numItems}, numFeatures={self.numFeatures}, "
             f"nlist={self.nlist}"
         )
 

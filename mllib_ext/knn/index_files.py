@@ -47,7 +47,7 @@ class IndexWriter(ParamsWriter):
         file = model._index.file
         items = model._celled_df
         if items is None:
-            side = model._side(model._items_df, model._n_features)
+            side = model._side(model._items_df, model.numFeatures)
             items = with_cells(model._items_df, side, file.cells)
         clustered = items.repartitionByRange(CELL).sortWithinPartitions(CELL)
         clustered.write.parquet(f"{path}/{ITEMS}")
