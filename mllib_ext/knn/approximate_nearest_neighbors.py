@@ -30,7 +30,7 @@ from mllib_ext.knn.answers import (
     refuse_duplicates,
     whole_row,
 )
-from mllib_ext.knn.cells import CelledItems, trained_cells
+from mllib_ext.knn.cells import CelledItems, default_n_cells, trained_cells
 from mllib_ext.knn.index_files import CELL, IndexWriter, read_index, with_cells
 from mllib_ext.knn.items import Codes, Items, refuse_directionless
 from mllib_ext.knn.params import UNIQUE_ID, ApproximateParams
@@ -61,7 +61,7 @@ class ApproximateNearestNeighbors(
         with it: where the lengths of the items differ much, many of them.
     algorithm : {"ivfflat"}
     algoParams : dict, optional
-        ``nlist``: the number of cells, by default the square root of the number of items.
+        ``nlist``: the number of cells, by default twice the square root of that of the items.
         ``nprobe``: how many a query looks at, in place of ``targetRecall``.
     targetRecall : float
         The share of the true neighbours that queries find on average. It chooses ``nprobe`` from
@@ -119,7 +119,7 @@ class ApproximateNearestNeighbors(
         with Blocks.of(items, model._input(), id=model._id_name()) as blocks:
             if rule.name == "cosine":
                 refuse_directionless(blocks)
-            n_cells = self.getAlgoParams().get("nlist", round(np.sqrt(blocks.n_rows)))
+            n_cells = self.getAlgoParams().get("nlist", default_n_cells(blocks.n_rows))
             cells = trained_cells(blocks, n_cells, rule, self._seed())
             celled = CelledItems.collected(blocks, kind, cells)
         model._hold(items, celled, cells)

@@ -25,6 +25,9 @@ from mllib_ext.ivf import Cells
 from mllib_ext.knn.items import ARROW, stacked
 from mllib_ext.optimizers.loop import Settings, iterate
 
+# Cells by the square root of the number of items: ranking the centroids then takes a query as long
+# as comparing it with the items of four cells.
+CELLS_A_ROOT = 2
 # Items of a cell that k-means sees, and its rounds: faiss's own for an IVF index.
 ROWS_A_CELL, ROUNDS = 256, 10
 
@@ -61,6 +64,11 @@ def _hashes(ids: np.ndarray, seed: int) -> np.ndarray:
     """A number for each id, uint64, as good as random."""
     hashes: np.ndarray = hash_array(hash_array(ids, categorize=False) ^ np.uint64(seed))
     return hashes
+
+
+def default_n_cells(n: int) -> int:
+    """How many cells n items are put into."""
+    return max(1, round(CELLS_A_ROOT * np.sqrt(n)))
 
 
 def trained_cells(blocks: Blocks, n_cells: int, metric: Metric, seed: int) -> Cells:

@@ -217,7 +217,7 @@ class ApproximateParams(SearchParams, HasSeed):
     algoParams: Param[dict[str, int]] = Param(
         Params._dummy(),
         "algoParams",
-        "nlist: cells of the index (default: the square root of the number of items); "
+        "nlist: cells of the index (default: twice the square root of the number of items); "
         "nprobe: cells that a query looks at, in place of targetRecall",
         TypeConverters.identity,
     )

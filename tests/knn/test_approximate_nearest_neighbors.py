@@ -197,9 +197,9 @@ def test_streaming_queries_have_the_same_neighbours(spark, model, queries, tmp_p
 def test_the_target_chooses_the_probes_and_unseen_queries_reach_it(items, queries, target):
     model = estimator(targetRecall=target).fit(items)
     curve = model.recallCurve
-    assert model.nlist == 20  # the square root of 400
+    assert model.nlist == 40  # twice the square root of 400
     assert model.nprobe == curve.probes_for(target)
-    assert model.nprobe < 20
+    assert model.nprobe < 40
     # 50 queries with 5 neighbours: two standard errors of the mean.
     assert recall_of(model, queries, expected(X, Q)) >= target - 0.04
 
@@ -255,7 +255,7 @@ def test_an_index_is_saved_loaded_extended_and_replaced(spark, items, queries, t
     one = estimator(targetRecall=0.9).fit(items.where("i < 300"))
     one.save(path)
     manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
-    assert (manifest["n_items"], manifest["nlist"], manifest["nprobe"]) == (300, 17, one.nprobe)
+    assert (manifest["n_items"], manifest["nlist"], manifest["nprobe"]) == (300, 35, one.nprobe)
     assert manifest["recall"]["recall"][-1] == 1.0
     cells = spark.read.parquet(f"{path}/items").groupBy("mllib_ext_cell").count().collect()
     sizes = spark.read.parquet(f"{path}/centroids").select("cell", "items").collect()

@@ -27,7 +27,7 @@ class Cells(Section):
     nlist: int | None = Field(
         default=None,
         ge=1,
-        description="How many cells. Default: the square root of the number of items.",
+        description="How many cells. Default: twice the square root of the number of items.",
     )
     nprobe: int | None = Field(
         default=None, ge=1, description="How many cells a query looks at, in place of targetRecall."
