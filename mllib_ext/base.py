@@ -219,7 +219,7 @@ def with_predictions(
     }
     fields = [StructField(f"c{i}", kinds[o.kind], False) for i, o in enumerate(outputs.values())]
     function = partial(_predict_batch, features, n_features, tuple(outputs), predict)
-    udf = F.arrow_udf(_annotated(function), StructType(fields))  # type: ignore[call-overload]
+    udf = F.arrow_udf(annotated(function), StructType(fields))  # type: ignore[call-overload]
     packed = f"{model.uid}_predictions"
     columns = {}
     for i, (name, output) in enumerate(outputs.items()):
@@ -242,14 +242,14 @@ def by_rows(dataset: DataFrame) -> DataFrame:
     return dataset
 
 
-def _annotated(function: Callable[..., pa.Array]) -> Callable[..., pa.Array]:
+def annotated(function: Callable[..., pa.Array]) -> Callable[..., pa.Array]:
     """A plain function of any number of Arrow arrays, whose kind PySpark reads from its hints."""
 
-    def predict(*arrays: pa.Array) -> pa.Array:
+    def call(*arrays: pa.Array) -> pa.Array:
         return function(*arrays)
 
-    predict.__annotations__ = {"arrays": pa.Array, "return": pa.Array}
-    return predict
+    call.__annotations__ = {"arrays": pa.Array, "return": pa.Array}
+    return call
 
 
 def _predict_batch(

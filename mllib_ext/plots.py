@@ -1,4 +1,4 @@
-"""Pictures of a fitted model: its loss, its coefficients, its confusion matrix.
+"""Pictures of a fitted model: its loss, its coefficients, its confusion matrix, its recall.
 
 Each function draws on the Axes that it is given, or on those of a new figure, and returns them:
 ``plots.loss_curve(model.history).figure.savefig("loss.png")``. Matplotlib is the extra ``plots``
@@ -20,7 +20,7 @@ from mllib_ext.optimizers.loop import Record
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["coefficients", "confusion_matrix", "loss_curve"]
+__all__ = ["coefficients", "confusion_matrix", "loss_curve", "recall_curve"]
 
 # Cells of a larger matrix are narrower than the numbers in them.
 NUMBERED_CLASSES = 30
@@ -229,6 +229,48 @@ def confusion_matrix(
                 color="white" if share > 0.5 else "black",
             )
     ax.set(xlabel="prediction", ylabel="label")
+    return ax
+
+
+def recall_curve(model: Any, *, label: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draw how many of the true neighbours an index finds, by the share of items it looks at.
+
+    The band ends at the lower bound of the recall, which ``targetRecall`` goes by; the dot is the
+    number of cells that the model looks at.
+
+    Parameters
+    ----------
+    model : ApproximateNearestNeighborsModel
+    label : str, optional
+        The curve's name in a legend, to tell several on the same Axes apart.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ImportError
+        Matplotlib is not installed.
+    """
+    curve, probes = model.recallCurve, model.nprobe
+    ax = _axes(ax)
+    (line,) = ax.plot(curve.compared, curve.recall, label=label)
+    color = line.get_color()
+    ax.fill_between(curve.compared, curve.lower, curve.recall, color=color, alpha=0.2)
+    share, recall = curve.at(probes)
+    ax.plot([share], [recall], marker="o", color=color)
+    ax.annotate(
+        f"{probes} of {model.nlist} cells: {recall:.3f}",
+        (share, recall),
+        xytext=(8, -4),
+        textcoords="offset points",
+        verticalalignment="top",
+    )
+    ax.set(xscale="log", xlabel="share of the items", ylabel=f"recall of {curve.k} neighbours")
+    if label is not None:
+        ax.legend()
     return ax
 
 

@@ -11,7 +11,7 @@ go to the smaller id.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +58,24 @@ class Neighbors(NamedTuple):
         return np.concatenate(([0], np.cumsum(self.counts))).astype(np.int32)
 
 
+class Part(NamedTuple):
+    """Rows that some queries look among.
+
+    Attributes
+    ----------
+    tile : Tile
+        Of rows ``start`` to ``stop``, in float32.
+    start, stop : int
+    queries : ndarray, shape (p,)
+        Places of the queries, ascending.
+    """
+
+    tile: Tile
+    start: int
+    stop: int
+    queries: np.ndarray
+
+
 class Search:
     """The nearest rows of a block of queries among blocks of rows, which come one by one.
 
@@ -89,6 +107,7 @@ class Search:
         self._exclude, self._dtype = exclude, dtype
         self._Q = metric.rows(Q)
         m = Q.shape[0]
+        self._places = np.arange(m)
         self._distances = np.full((m, k), np.inf)  # exact, ascending
         self._ids = np.zeros((m, k), np.int64)
         self._upper = np.full((m, k), np.inf)  # the k smallest upper bounds of keys
@@ -96,6 +115,7 @@ class Search:
         self._cap = metric.largest_key(self._radius)
         self._tau = np.full(m, self._cap)
         self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._waiting = 0
 
     def add(self, X: Matrix, ids: np.ndarray) -> None:
         """Look among more rows.
@@ -111,15 +131,10 @@ class Search:
         ValueError
             Rows of another length than the queries'; numbers whose squares overflow.
         """
-        n, d = X.shape
-        m = self._Q.shape[0]
-        if d != self._Q.shape[1]:
-            raise ValueError(f"expected rows of {self._Q.shape[1]} features, found {d}")
+        n, m = X.shape[0], self._Q.shape[0]
+        self._meet(X)
         if not n or not m:
             return
-        if isinstance(X, np.ndarray) != isinstance(self._Q, np.ndarray):
-            Q: Any = self._Q
-            self._Q = Q.toarray() if isinstance(X, np.ndarray) else sp.csr_array(Q)
         hidden = _Hidden.of(self._exclude, ids)
         rows, queries = self._shape(X)
         out = np.empty(rows * queries, self._dtype)
@@ -133,8 +148,31 @@ class Search:
                 out = np.empty(rows * queries)
                 tile = self._metric.tile(X[start:stop], self._dtype)
                 self._scan(tile, chunk, start, stop - start, hidden, out)
-            if sum(len(part[0]) for part in self._pending) > PENDING:
-                self._settle(X, ids)
+            self._settle_many(X, ids)
+        self._settle(X, ids)
+
+    def add_parts(self, X: Matrix, ids: np.ndarray, parts: Iterable[Part]) -> None:
+        """Look among more rows, each query among parts of them alone.
+
+        Parameters
+        ----------
+        X : ndarray or csr_array, shape (n, d)
+        ids : ndarray, shape (n,), int64
+            As of :meth:`add`.
+        parts : iterable of Part
+            A query meets a row once at most.
+        """
+        self._meet(X)
+        hidden = _Hidden.of(self._exclude, ids)
+        for tile, start, stop, queries in parts:
+            t = stop - start
+            out = np.empty(t * min(QUERIES, len(queries)), np.float32)
+            for first in range(0, len(queries), QUERIES):
+                chunk = queries[first : first + QUERIES]
+                if not self._scan(tile, chunk, start, t, hidden, out):
+                    exact = self._metric.tile(X[start:stop], np.float64)
+                    self._scan(exact, chunk, start, t, hidden, np.empty(t * len(chunk)))
+            self._settle_many(X, ids)
         self._settle(X, ids)
 
     def neighbors(self) -> Neighbors:
@@ -142,6 +180,14 @@ class Search:
         found = np.isfinite(self._distances) & (self._distances <= self._radius)
         distances = self._metric.sign * self._distances[found]
         return Neighbors(found.sum(axis=1), self._ids[found], distances)
+
+    def _meet(self, X: Matrix) -> None:
+        """Bring the queries into the form of the rows; ValueError for rows of another length."""
+        if X.shape[1] != self._Q.shape[1]:
+            raise ValueError(f"expected rows of {self._Q.shape[1]} features, found {X.shape[1]}")
+        if isinstance(X, np.ndarray) != isinstance(self._Q, np.ndarray):
+            Q: Any = self._Q
+            self._Q = Q.toarray() if isinstance(X, np.ndarray) else sp.csr_array(Q)
 
     def _shape(self, X: Matrix) -> tuple[int, int]:
         """Rows and queries of one product."""
@@ -153,12 +199,22 @@ class Search:
         return max(ROWS, 4 * self._k), QUERIES
 
     def _scan(
-        self, tile: Tile, chunk: slice, start: int, t: int, hidden: _Hidden, out: np.ndarray
+        self,
+        tile: Tile,
+        chunk: slice | np.ndarray,
+        start: int,
+        t: int,
+        hidden: _Hidden,
+        out: np.ndarray,
     ) -> bool:
-        """Note the candidates of a tile; False if float64 should look instead."""
-        m = chunk.stop - chunk.start
+        """Note the candidates of a tile; False if float64 should look instead.
+
+        ``chunk`` says which queries look: a slice, or their places in ascending order.
+        """
+        queries = self._places[chunk]
+        m = len(queries)
         values, scale, shift, error = tile.scores(self._Q[chunk], out[: m * t].reshape(m, t))
-        hidden.hide(values, chunk, start)
+        hidden.hide(values, queries, start)
         tau = self._tau[chunk]
         limit = _upward((tau - shift + error) / scale, values.dtype)
         if t >= self._k and np.isinf(self._upper[chunk, -1]).any():
@@ -170,13 +226,16 @@ class Search:
             return False
         rows, columns = np.divmod(places, t)
         near = scale[rows] * values.ravel()[places] + shift[rows]
-        self._tighten(chunk, rows, near + error[rows])
-        self._pending.append((rows + chunk.start, columns + start, near - error[rows]))
+        self._tighten(chunk, m, rows, near + error[rows])
+        self._pending.append((queries[rows], columns + start, near - error[rows]))
+        self._waiting += len(rows)
         return True
 
-    def _tighten(self, chunk: slice, rows: np.ndarray, upper: np.ndarray) -> None:
-        """Lower the bounds of queries by the upper bounds of new candidates (rows ascending)."""
-        counts = np.bincount(rows, minlength=chunk.stop - chunk.start)
+    def _tighten(
+        self, chunk: slice | np.ndarray, m: int, rows: np.ndarray, upper: np.ndarray
+    ) -> None:
+        """Lower the bounds of m queries by the upper bounds of new candidates (rows ascending)."""
+        counts = np.bincount(rows, minlength=m)
         found = np.flatnonzero(counts)
         if not len(found):
             return
@@ -188,12 +247,16 @@ class Search:
         self._upper[chunk] = padded
         self._tau[chunk] = np.minimum(padded[:, -1], self._cap)
 
+    def _settle_many(self, X: Matrix, ids: np.ndarray) -> None:
+        if self._waiting > PENDING:
+            self._settle(X, ids)
+
     def _settle(self, X: Matrix, ids: np.ndarray) -> None:
         """Compute the exact keys of the candidates and keep the k first of each query."""
         if not self._pending:
             return
         rows, columns, lower = map(np.concatenate, zip(*self._pending, strict=True))
-        self._pending = []
+        self._pending, self._waiting = [], 0
         kept = lower <= self._tau[rows]
         rows, columns = rows[kept], columns[kept]
         keys = np.empty(len(rows))
@@ -239,12 +302,13 @@ class _Hidden(NamedTuple):
         by_place = np.argsort(places, kind="stable")
         return cls(queries[by_place], places[by_place])
 
-    def hide(self, values: np.ndarray, chunk: slice, start: int) -> None:
-        """Set the scores (m, t) of the hidden pairs to infinity."""
+    def hide(self, values: np.ndarray, among: np.ndarray, start: int) -> None:
+        """Set the scores (m, t) of the hidden pairs of queries ``among`` to infinity."""
         first, last = np.searchsorted(self.places, (start, start + values.shape[1]))
         queries, places = self.queries[first:last], self.places[first:last]
-        inside = (queries >= chunk.start) & (queries < chunk.stop)
-        values[queries[inside] - chunk.start, places[inside] - start] = np.inf
+        rows = np.minimum(np.searchsorted(among, queries), len(among) - 1)
+        inside = among[rows] == queries
+        values[rows[inside], places[inside] - start] = np.inf
 
 
 def _tiles(n: int, first: int, rows: int) -> Iterator[tuple[int, int]]:

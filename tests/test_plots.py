@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -14,6 +15,7 @@ from sklearn import metrics
 
 from mllib_ext import plots
 from mllib_ext.classification import LogisticRegressionModel
+from mllib_ext.ivf import Recall
 from mllib_ext.optimizers.loop import Change, Checkpoint, Record, Settings, State, Stop, iterate
 from mllib_ext.regression import LinearRegressionModel
 
@@ -225,3 +227,20 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     ):
         with pytest.raises(ImportError, match=r"pip install 'mllib_ext\[plots\]'"):
             plot()
+
+
+# --- the recall ---------------------------------------------------------------------------------
+
+
+def test_a_recall_curve_shows_where_the_model_stands():
+    shares = np.array([0.1, 0.2, 1.0])
+    curve = Recall(5, np.array([1, 2, 8]), np.array([0.8, 0.9, 1.0]), shares - 0.05, shares)
+    model = SimpleNamespace(recallCurve=curve, nprobe=2, nlist=8)
+    ax = plots.recall_curve(model, label="digits")
+    line, dot = ax.lines
+    np.testing.assert_array_equal(line.get_xydata(), np.column_stack([shares, curve.recall]))
+    assert dot.get_xydata().tolist() == [[0.2, 0.9]]
+    assert texts(ax.texts) == ["2 of 8 cells: 0.900"]
+    assert (ax.get_xscale(), ax.get_ylabel()) == ("log", "recall of 5 neighbours")
+    assert texts(ax.get_legend().get_texts()) == ["digits"]
+    assert plots.recall_curve(model, ax=ax) is ax

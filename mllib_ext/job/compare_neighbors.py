@@ -1,10 +1,11 @@
-"""Exact nearest neighbours against scikit-learn's brute force and Spark's ``nearestByJoin``."""
+"""Nearest neighbours against scikit-learn's brute force and Spark's ``nearestByJoin``."""
 
 from __future__ import annotations
 
-import gzip
 import os
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from threadpoolctl import threadpool_limits
 
 from mllib_ext.job.benchmark import Comparison, alternate
 from mllib_ext.job.benchmark_data import Problem, as_arrays, generate
-from mllib_ext.knn import NearestNeighbors
+from mllib_ext.job.idx import decode_idx
+from mllib_ext.knn import ApproximateNearestNeighbors, NearestNeighbors
 
 K = 10
 ITEMS, QUERIES, FEATURES = 100_000, 10_000, 64
+# Rows for an index: clusters of a hundred, in which a query's neighbours are.
+CLUSTERED, ASKED, CLUSTERS, TARGET = 500_000, 20_000, 5_000, 0.95
 # What nearestByJoin is asked for: every pair goes through the JVM, one after the other.
 FEW = 5_000
 
@@ -34,7 +38,56 @@ def compare_neighbors(spark: SparkSession, df: DataFrame, repeats: int) -> list[
         found.append(joins(items.where(F.col("id") < FEW), queries.where(F.col("id") < FEW)))
     for side in (items, queries):
         side.unpersist()
-    return found
+    return [*found, approximate(spark, repeats)]
+
+
+def approximate(spark: SparkSession, repeats: int) -> Comparison:
+    """An index that is there already, at several numbers of probes, against exact search.
+
+    Notes say the recall of queries that it has not seen, and queries a second.
+    """
+    rng = np.random.default_rng(3)
+    means = rng.normal(size=(CLUSTERS, FEATURES))
+
+    def drawn(n: int) -> DataFrame:
+        X = means[rng.integers(0, CLUSTERS, n)] + 0.5 * rng.normal(size=(n, FEATURES))
+        return frame(spark, X.astype(np.float32))
+
+    items, queries = drawn(CLUSTERED), drawn(ASKED)
+    columns: dict[str, Any] = {"k": K, "inputCol": "features", "idCol": "id"}
+    began = time.perf_counter()
+    index = ApproximateNearestNeighbors(targetRecall=TARGET, **columns).fit(items)
+    seconds = time.perf_counter() - began
+    fitted = NearestNeighbors(**columns).fit(items)
+    _answered(index, queries)  # the copies share what was sent out for it
+    models: dict[str, Any] = {f"mllib_ext, target {TARGET}": index}
+    for n in (1, 4, 16, 64):
+        fixed = index.copy({index.algoParams: {"nprobe": n}})
+        fixed.clear(fixed.targetRecall)
+        models[f"mllib_ext, nprobe {n}"] = fixed
+    models["mllib_ext exact"] = fitted
+    runs: dict[str, Callable[[], Any]] = {
+        name: partial(_answered, model, queries) for name, model in models.items()
+    }
+    lines = alternate(runs, repeats)
+    true = indices(_answered(fitted, queries))
+    for line, model in zip(lines, models.values(), strict=True):
+        line.notes["recall"] = recall(indices(_answered(model, queries)), true)
+        line.notes["queries/s"] = round(ASKED / line.median)
+    lines[0].notes |= {"nprobe": index.nprobe, "nlist": index.nlist, "seconds to build": seconds}
+    for side in (items, queries):
+        side.unpersist()
+    return Comparison(f"{K} near neighbours, {CLUSTERED:,} x {ASKED:,}, clustered", lines)
+
+
+def _answered(model: Any, queries: DataFrame) -> pa.Table:
+    return model.kneighbors(queries)[2].toArrow()
+
+
+def recall(found: np.ndarray, true: np.ndarray) -> float:
+    """The share of true neighbours (m, k) that are among those found (m, k)."""
+    hits = [len(np.intersect1d(*pair)) for pair in zip(found, true, strict=True)]
+    return sum(hits) / true.size
 
 
 def exact(
@@ -51,7 +104,7 @@ def exact(
 
     runs: dict[str, Callable[[], Any]] = {
         "mllib_ext": lambda: neighbors(items, queries),
-        "mllib_ext, fitted": lambda: fitted.kneighbors(queries)[2].toArrow(),
+        "mllib_ext, fitted": partial(_answered, fitted, queries),
         "scikit-learn brute": sklearn,
     }
     lines = alternate(runs, repeats)
@@ -85,16 +138,15 @@ def compare_fashion_mnist(spark: SparkSession, directory: Path, repeats: int) ->
     ``directory`` holds the four IDX files and ``groundtruth-l2-top100.npz``, whose ``neighbors``
     (10,000, 100) are in the order of (distance, row).
     """
-    X, Q = (idx(directory / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k"))
+    X, Q = (_array(directory / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k"))
     X, Q = (images.reshape(len(images), -1).astype(np.float32) for images in (X, Q))
-    y, truth = (idx(directory / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k"))
+    y, truth = (_array(directory / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k"))
     items, queries = frame(spark, X), frame(spark, Q)
     comparison = exact(items, queries, X, Q, repeats, "Fashion-MNIST")
     found = indices(neighbors(items, queries))
     known = np.load(directory / "groundtruth-l2-top100.npz")["neighbors"][:, :K]
-    hits = [len(np.intersect1d(*pair)) for pair in zip(found, known, strict=True)]
     comparison.lines[0].notes |= {
-        "recall": sum(hits) / known.size,
+        "recall": recall(found, known),
         "1-NN accuracy": float((y[found[:, 0]] == truth).mean()),
     }
     for side in (items, queries):
@@ -102,10 +154,14 @@ def compare_fashion_mnist(spark: SparkSession, directory: Path, repeats: int) ->
     return [comparison]
 
 
+def _array(path: Path) -> np.ndarray:
+    return decode_idx(path.read_bytes())
+
+
 def neighbors(items: DataFrame, queries: DataFrame) -> pa.Table:
     """All neighbours on the driver, the model made on the way."""
     model = NearestNeighbors(k=K, inputCol="features", idCol="id").fit(items)
-    return model.kneighbors(queries)[2].toArrow()
+    return _answered(model, queries)
 
 
 def indices(answer: pa.Table) -> np.ndarray:
@@ -122,11 +178,3 @@ def frame(spark: SparkSession, X: np.ndarray) -> DataFrame:
     df = spark.createDataFrame(table).repartition(2).cache()
     df.count()
     return df
-
-
-def idx(path: Path) -> np.ndarray:
-    """The array in a gzipped IDX file of unsigned bytes: magic number, shape, values."""
-    content = gzip.decompress(path.read_bytes())
-    n_axes = content[3]
-    shape = np.frombuffer(content, ">i4", n_axes, 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_axes).reshape(shape)

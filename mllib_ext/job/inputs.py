@@ -16,6 +16,7 @@ from mllib_ext import storage
 from mllib_ext.job.config import FILES, Source
 from mllib_ext.job.config.section import listed
 from mllib_ext.job.errors import first_line
+from mllib_ext.job.idx import read_idx
 from mllib_ext.names import did_you_mean
 
 Reader = Callable[[SparkSession, Source, str], DataFrame]
@@ -64,13 +65,11 @@ def load(spark: SparkSession, source: Source, name: str) -> DataFrame:
         return _sklearn(spark, source.dataset)
     paths = listed(source.path) if source.path is not None else None
     if source.format in FILES:
-        # Spark would say so too, after a warning with a Java stack trace.
-        for path in paths or ():
-            if not storage.matches(path):
-                where = path if re.search(r"[*?\[{]", path) else storage.qualified(path)
-                raise FileNotFoundError(
-                    f"{name}.path: expected {source.format} files, found nothing at {where}"
-                )
+        _refuse_missing(f"{name}.path", paths or (), source.format)
+    if source.format == "idx" and isinstance(source.path, str):
+        labels = source.options.get("labels")
+        _refuse_missing(f"{name}.options.labels", [str(labels)] if labels else [], "idx")
+        return read_idx(spark, source.path, str(labels) if labels else None, name)
     reader = spark.read.format(source.format).options(**source.options)
     try:
         if source.schema_ is not None:
@@ -86,6 +85,14 @@ def load(spark: SparkSession, source: Source, name: str) -> DataFrame:
             f"{name}.format: expected a format that this Spark has, found "
             f"{source.format!r}{did_you_mean(source.format, (*FILES, 'sklearn'))}"
         ) from None
+
+
+def _refuse_missing(key: str, paths: Sequence[str], kind: str) -> None:
+    """FileNotFoundError: Spark would say so too, after a warning with a Java stack trace."""
+    for path in paths:
+        if not storage.matches(path):
+            where = path if re.search(r"[*?\[{]", path) else storage.qualified(path)
+            raise FileNotFoundError(f"{key}: expected {kind} files, found nothing at {where}")
 
 
 def derived(frame: DataFrame, columns: Mapping[str, str], key: str) -> DataFrame:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MODEL, METRICS, CONFIG, HISTORY = "model", "metrics.json", "config.yaml", "history.jsonl"
 # Of jobs that write rows: below the result, whose other files a reader would take for data.
-PREDICTIONS, DATA, QUARANTINE = "predictions", "data", "quarantine"
+PREDICTIONS, DATA, QUARANTINE, NEIGHBORS = "predictions", "data", "quarantine", "neighbors"
 
 
 @contextmanager

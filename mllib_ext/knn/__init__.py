@@ -1,5 +1,9 @@
 """Nearest neighbours: the interface of ``spark_rapids_ml.knn``."""
 
+from mllib_ext.knn.approximate_nearest_neighbors import (
+    ApproximateNearestNeighbors,
+    ApproximateNearestNeighborsModel,
+)
 from mllib_ext.knn.graph import kneighborsGraph
 from mllib_ext.knn.k_neighbors_classifier import (
     KNeighborsClassificationModel,
@@ -9,6 +13,8 @@ from mllib_ext.knn.k_neighbors_regressor import KNeighborsRegressionModel, KNeig
 from mllib_ext.knn.nearest_neighbors import NearestNeighbors, NearestNeighborsModel
 
 __all__ = [
+    "ApproximateNearestNeighbors",
+    "ApproximateNearestNeighborsModel",
     "KNeighborsClassificationModel",
     "KNeighborsClassifier",
     "KNeighborsRegressionModel",

@@ -13,10 +13,16 @@ import scipy.sparse as sp
 from pyspark.sql import Column
 from pyspark.sql.types import DataType, IntegralType, StringType, StructType
 
+from mllib_ext.blockfile import Block
+from mllib_ext.blocks import Blocks
 from mllib_ext.columns import BadRow, Features, Matrix, data_type, quoted
 from mllib_ext.distances import Metric
 
 # --- ids ---------------------------------------------------------------------------------------
+
+
+# Arrow's types by those of ids.
+ARROW = {"long": pa.int64(), "string": pa.string()}
 
 
 def id_column(schema: StructType, name: str) -> tuple[Column, str]:
@@ -105,6 +111,12 @@ class Items:
         return cls(X, ids, codes)
 
     @classmethod
+    def collected(cls, blocks: Blocks, kind: str) -> Items:
+        """All rows of blocks with an id, in the driver's memory."""
+        found = blocks.collect()
+        return cls.joined([(block.X, pa.array(block.id, ARROW[kind])) for block in found])
+
+    @classmethod
     def joined(cls, parts: Sequence[tuple[Matrix, pa.Array]]) -> Items:
         """One after the other."""
         Xs, ids = zip(*parts, strict=True)
@@ -154,6 +166,24 @@ def decoded_rows(
     if metric.name == "cosine":
         refuse_zeros(features.label, X)
     return X
+
+
+def refuse_directionless(blocks: Blocks) -> None:
+    """ValueError at the first row of zeros, which it names: one round."""
+    blocks.reduce(_check_directions, _nothing, blocks.features.label)
+
+
+def _check_directions(block: Block, label: str) -> tuple[int]:
+    try:
+        refuse_zeros(label, block.X)
+    except BadRow as bad:
+        where = f"(partition {block.partition}, row {block.start + bad.row})"
+        raise ValueError(f"{bad} {where}") from None
+    return (0,)
+
+
+def _nothing(left: tuple[int], right: tuple[int]) -> tuple[int]:
+    return left
 
 
 def refuse_zeros(label: str, X: Matrix) -> None:

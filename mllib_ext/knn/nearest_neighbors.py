@@ -15,17 +15,23 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Self
 
-import pyarrow as pa
 from pyspark import keyword_only
 from pyspark.ml.base import Estimator, Model
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame
 
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import BadRow, quoted
+from mllib_ext.columns import quoted
 from mllib_ext.distances import Manhattan, metric
-from mllib_ext.knn.items import Items, id_column, refuse_zeros
+from mllib_ext.knn.answers import (
+    PACKED,
+    answer_columns,
+    ordered_queries,
+    pairs,
+    refuse_duplicates,
+    whole_row,
+)
+from mllib_ext.knn.items import Items, id_column, refuse_directionless
 from mllib_ext.knn.params import NearestNeighborsParams
 from mllib_ext.knn.plans import (
     GROUP_BYTES,
@@ -180,11 +186,11 @@ class NearestNeighborsModel(
             self._n_items, self._n_features = blocks.n_rows, blocks.n_features
             self._n_bytes = sum(handle.n_bytes for handle in blocks.handles)
             if self.getMetric() == "cosine":
-                blocks.reduce(_check_directions, _nothing, blocks.features.label)
+                refuse_directionless(blocks)
             fits = self.getPlan() == "broadcast_items" or (
                 self.getPlan() == "auto" and self._n_bytes <= self._threshold()
             )
-            self._items = _collected(blocks, kind) if fits else None
+            self._items = Items.collected(blocks, kind) if fits else None
         self._items_df = items
         return self
 
@@ -251,22 +257,14 @@ class NearestNeighborsModel(
         queries = self._with_ids(query_df)
         name = self._id_name()
         self.refuse_duplicates("item", self._items_df)
-        plan, packed = self._plan(queries), "mllib_ext neighbors"
-        whole = F.struct(*map(quoted, queries.columns)).alias("query_df")
+        plan, whole = self._plan(queries), whole_row(queries, "query_df")
         if plan.name == "broadcast_items":
-            found = self._streamed(queries, packed).select(whole, *_answer(packed))
+            found = self._streamed(queries, PACKED).select(whole, *answer_columns())
         else:
             self.refuse_duplicates("query", queries)
             left = queries.select(whole, id_column(queries.schema, name)[0].alias("query"))
             found = left.join(self._merged(queries, plan), "query", "left")
-        pairs = found.select("query_df", F.explode_outer(F.arrays_zip("indices", "distances")))
-        found = pairs.select(
-            "query_df", F.col("col.indices").alias("id"), F.col("col.distances").alias(distCol)
-        )
-        items = self._items_df.select(
-            F.struct("*").alias("item_df"), id_column(self._items_df.schema, name)[0].alias("id")
-        )
-        return found.join(items, "id", "left").select("item_df", "query_df", quoted(distCol))
+        return pairs(found, self._items_df, name, distCol)
 
     def explain(self, query_df: DataFrame) -> str:
         """How these queries would be answered and why, with sizes and an estimate; counts them."""
@@ -278,12 +276,9 @@ class NearestNeighborsModel(
             found = self._merged(queries, plan)
             return found.orderBy("query") if ordered else found
         if ordered:
-            # Before the search: to find the ranges of a sort Spark computes its input twice.
-            names = dict.fromkeys([name, *self._query_side(queries).features.names])
-            queries = queries.select(*map(quoted, names)).orderBy(quoted(name))
-        packed = "mllib_ext neighbors"
-        found = self._streamed(queries, packed)
-        return found.select(quoted(name).alias("query"), *_answer(packed))
+            queries = ordered_queries(queries, name, self._query_side(queries).features)
+        found = self._streamed(queries, PACKED)
+        return found.select(quoted(name).alias("query"), *answer_columns())
 
     def _streamed(self, queries: DataFrame, name: str) -> DataFrame:
         """The queries with their neighbours as one more column."""
@@ -291,7 +286,7 @@ class NearestNeighborsModel(
         if self._mapped is None:
             if self._items is None:
                 with Blocks.of(self._items_df, self._input(), id=self._id_name()) as blocks:
-                    self._items = _collected(blocks, self._kind)
+                    self._items = Items.collected(blocks, self._kind)
             context = queries.sparkSession.sparkContext
             self._mapped = Mapped(context, self._items)
         return with_neighbors(queries, side, self._mapped, self._kind, request, name)
@@ -356,17 +351,8 @@ class NearestNeighborsModel(
 
         A join by id would mix them up.
         """
-        name = self._id_name()
-        if role == "item" and self._items is not None:
-            found = self._items.duplicate
-        else:
-            twice = df.groupBy(quoted(name).alias("id")).count().where("count > 1").take(1)
-            found = twice[0]["id"] if twice else None
-        if found is not None:
-            raise ValueError(
-                f"id column {name!r}: expected each {role} to have an id of its own in a join, "
-                f"found {found!r} more than once"
-            )
+        items = self._items if role == "item" else None
+        refuse_duplicates(role, df, self._id_name(), items)
 
     # --- files ---
 
@@ -401,26 +387,3 @@ class _Reader(ParamsReader):
     def load(self, path: str) -> NearestNeighborsModel:
         model: NearestNeighborsModel = restored(self.cls(), self.load_metadata(path))
         return model._hold(self.sparkSession.read.parquet(f"{path}/items"))
-
-
-def _answer(name: str) -> list[Column]:
-    return [quoted(name)[field].alias(field) for field in ("indices", "distances")]
-
-
-def _collected(blocks: Blocks, kind: str) -> Items:
-    found = blocks.collect()
-    arrow = pa.int64() if kind == "long" else pa.string()
-    return Items.joined([(block.X, pa.array(block.id, arrow)) for block in found])
-
-
-def _check_directions(block: Any, label: str) -> tuple[int]:
-    try:
-        refuse_zeros(label, block.X)
-    except BadRow as bad:
-        where = f"(partition {block.partition}, row {block.start + bad.row})"
-        raise ValueError(f"{bad} {where}") from None
-    return (0,)
-
-
-def _nothing(left: tuple[int], right: tuple[int]) -> tuple[int]:
-    return left

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from pyspark import keyword_only
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.param.shared import HasInputCol, HasInputCols
+from pyspark.ml.param.shared import HasInputCol, HasInputCols, HasSeed
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from mllib_ext import ivf
 from mllib_ext.columns import Features
 from mllib_ext.distances import Metric, metric
 from mllib_ext.knn.items import id_column
 from mllib_ext.knn.plans import Request, Side
+from mllib_ext.names import did_you_mean
 
 PLANS = ("auto", "broadcast_items", "broadcast_queries", "exchange")
 UNIQUE_ID = "unique_id"
+ALGORITHMS = ("ivfflat",)
+ALGO_PARAMS = ("nlist", "nprobe")
 
 
 class HasNeighbors(Params):
@@ -58,8 +62,8 @@ class HasNeighbors(Params):
         return metric(self.getMetric())
 
 
-class NearestNeighborsParams(HasNeighbors, HasInputCol, HasInputCols):
-    """Parameters of :class:`mllib_ext.knn.NearestNeighbors` and of its model."""
+class SearchParams(HasNeighbors, HasInputCol, HasInputCols):
+    """Columns of items and queries: features and ids."""
 
     idCol: Param[str] = Param(
         Params._dummy(),
@@ -67,31 +71,6 @@ class NearestNeighborsParams(HasNeighbors, HasInputCol, HasInputCols):
         f"column of ids, integers or strings; without it ids are made in {UNIQUE_ID!r}",
         TypeConverters.toString,
     )
-    radius: Param[float] = Param(
-        Params._dummy(),
-        "radius",
-        "only neighbours up to this distance (inner_product: from this product on)",
-        TypeConverters.toFloat,
-    )
-    excludeSelf: Param[bool] = Param(
-        Params._dummy(),
-        "excludeSelf",
-        "items of the query's own id are not its neighbours",
-        TypeConverters.toBoolean,
-    )
-    plan: Param[str] = Param(
-        Params._dummy(), "plan", f"how rows meet: {', '.join(PLANS)}", TypeConverters.toString
-    )
-    broadcastThresholdInMB: Param[float] = Param(
-        Params._dummy(),
-        "broadcastThresholdInMB",
-        "the side that plan auto sends to all executors is no larger",
-        TypeConverters.toFloat,
-    )
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._setDefault(excludeSelf=False, plan="auto", broadcastThresholdInMB=512.0)
 
     @keyword_only
     def setParams(self, **params: Any) -> Self:
@@ -121,6 +100,69 @@ class NearestNeighborsParams(HasNeighbors, HasInputCol, HasInputCols):
     def getIdCol(self) -> str | None:
         """The column of ids; None where they are made."""
         return self.getOrDefault(self.idCol) if self.isDefined(self.idCol) else None
+
+    def _input(self) -> str | list[str]:
+        if self.isSet("inputCols"):
+            return self.getInputCols()
+        if self.isSet("inputCol"):
+            return self.getInputCol()
+        raise ValueError("param inputCol: expected a features column or a list, found none")
+
+    def _id_name(self) -> str:
+        return self.getIdCol() or UNIQUE_ID
+
+    def _with_ids(self, df: DataFrame) -> DataFrame:
+        """The rows, with ids made where none are named."""
+        if self.getIdCol() is not None:
+            return df
+        if UNIQUE_ID in df.columns:
+            raise ValueError(
+                f"column {UNIQUE_ID!r}: expected a name that is free for ids, found it in the "
+                "input: name it as idCol"
+            )
+        return df.select(F.monotonically_increasing_id().alias(UNIQUE_ID), "*")
+
+    def _side(self, df: DataFrame, n_features: int) -> Side:
+        features = Features.of(df.schema, self._input())
+        if features.kind == "columns" and len(features.names) != n_features:
+            raise ValueError(
+                f"{features.label}: expected {n_features} columns as in the items, "
+                f"found {len(features.names)}"
+            )
+        return Side(features, n_features, self._id_name(), self._id_kind(df))
+
+    def _id_kind(self, df: DataFrame) -> str:
+        return id_column(df.schema, self._id_name())[1]
+
+
+class NearestNeighborsParams(SearchParams):
+    """Parameters of :class:`mllib_ext.knn.NearestNeighbors` and of its model."""
+
+    radius: Param[float] = Param(
+        Params._dummy(),
+        "radius",
+        "only neighbours up to this distance (inner_product: from this product on)",
+        TypeConverters.toFloat,
+    )
+    excludeSelf: Param[bool] = Param(
+        Params._dummy(),
+        "excludeSelf",
+        "items of the query's own id are not its neighbours",
+        TypeConverters.toBoolean,
+    )
+    plan: Param[str] = Param(
+        Params._dummy(), "plan", f"how rows meet: {', '.join(PLANS)}", TypeConverters.toString
+    )
+    broadcastThresholdInMB: Param[float] = Param(
+        Params._dummy(),
+        "broadcastThresholdInMB",
+        "the side that plan auto sends to all executors is no larger",
+        TypeConverters.toFloat,
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(excludeSelf=False, plan="auto", broadcastThresholdInMB=512.0)
 
     def setRadius(self, value: float) -> Self:
         """Set the distance up to which items are neighbours."""
@@ -154,27 +196,6 @@ class NearestNeighborsParams(HasNeighbors, HasInputCol, HasInputCols):
         """What may be sent to all executors."""
         return self.getOrDefault(self.broadcastThresholdInMB)
 
-    def _input(self) -> str | list[str]:
-        if self.isSet("inputCols"):
-            return self.getInputCols()
-        if self.isSet("inputCol"):
-            return self.getInputCol()
-        raise ValueError("param inputCol: expected a features column or a list, found none")
-
-    def _id_name(self) -> str:
-        return self.getIdCol() or UNIQUE_ID
-
-    def _with_ids(self, df: DataFrame) -> DataFrame:
-        """The rows, with ids made where none are named."""
-        if self.getIdCol() is not None:
-            return df
-        if UNIQUE_ID in df.columns:
-            raise ValueError(
-                f"column {UNIQUE_ID!r}: expected a name that is free for ids, found it in the "
-                "input: name it as idCol"
-            )
-        return df.select(F.monotonically_increasing_id().alias(UNIQUE_ID), "*")
-
     def _request(self) -> Request:
         """What is looked for; ValueError for a parameter out of range."""
         rule, radius = self._rule(), self.getRadius()
@@ -186,14 +207,95 @@ class NearestNeighborsParams(HasNeighbors, HasInputCol, HasInputCols):
             raise ValueError("param excludeSelf: expected an idCol to know a row by, found none")
         return Request(self.getK(), rule, radius, self.getExcludeSelf())
 
-    def _side(self, df: DataFrame, n_features: int) -> Side:
-        features = Features.of(df.schema, self._input())
-        if features.kind == "columns" and len(features.names) != n_features:
-            raise ValueError(
-                f"{features.label}: expected {n_features} columns as in the items, "
-                f"found {len(features.names)}"
-            )
-        return Side(features, n_features, self._id_name(), self._id_kind(df))
 
-    def _id_kind(self, df: DataFrame) -> str:
-        return id_column(df.schema, self._id_name())[1]
+class ApproximateParams(SearchParams, HasSeed):
+    """Parameters of :class:`mllib_ext.knn.ApproximateNearestNeighbors` and of its model."""
+
+    algorithm: Param[str] = Param(
+        Params._dummy(), "algorithm", "the kind of index: ivfflat", TypeConverters.toString
+    )
+    algoParams: Param[dict[str, int]] = Param(
+        Params._dummy(),
+        "algoParams",
+        "nlist: cells of the index (default: twice the square root of the number of items); "
+        "nprobe: cells that a query looks at, in place of targetRecall",
+        TypeConverters.identity,
+    )
+    targetRecall: Param[float] = Param(
+        Params._dummy(),
+        "targetRecall",
+        "share of the true neighbours that queries find on average: it chooses the cells that a "
+        "query looks at",
+        TypeConverters.toFloat,
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(algorithm="ivfflat", algoParams={}, targetRecall=0.95, seed=0)
+
+    def setAlgorithm(self, value: str) -> Self:
+        """Set the kind of index: ivfflat."""
+        return self._set(algorithm=value)
+
+    def getAlgorithm(self) -> str:
+        """The kind of index."""
+        return self.getOrDefault(self.algorithm)
+
+    def setAlgoParams(self, value: Mapping[str, int]) -> Self:
+        """Set ``nlist``, ``nprobe`` or both."""
+        return self._set(algoParams=dict(value))
+
+    def getAlgoParams(self) -> dict[str, int]:
+        """The numbers of cells: ``nlist``, ``nprobe``, where they are set."""
+        return self.getOrDefault(self.algoParams)
+
+    def setTargetRecall(self, value: float) -> Self:
+        """Set the share of the true neighbours that is to be found."""
+        return self._set(targetRecall=value)
+
+    def getTargetRecall(self) -> float:
+        """The share of the true neighbours that is to be found."""
+        return self.getOrDefault(self.targetRecall)
+
+    def setSeed(self, value: int) -> Self:
+        """Set the seed of the samples: items for k-means, queries for the recall."""
+        return self._set(seed=value)
+
+    def _seed(self) -> int:
+        return self.getSeed() % (1 << 64)  # Spark's may be negative
+
+    def _checked(self) -> Metric:
+        """The metric; ValueError for a parameter out of range."""
+        rule = self._rule()
+        if rule.name not in ivf.METRICS:
+            raise ValueError(
+                f"param metric: expected one of {ivf.METRICS} for an index of cells, "
+                f"found {self.getMetric()!r}"
+            )
+        if self.getAlgorithm() not in ALGORITHMS:
+            raise ValueError(
+                f"param algorithm: expected one of {ALGORITHMS}, found {self.getAlgorithm()!r}"
+            )
+        given = self.getAlgoParams()
+        for name, value in given.items():
+            if name not in ALGO_PARAMS:
+                raise ValueError(
+                    f"param algoParams: expected keys of {ALGO_PARAMS}, "
+                    f"found {name!r}{did_you_mean(name, ALGO_PARAMS)}"
+                )
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(
+                    f"param algoParams: expected a whole number of 1 or more as {name!r}, "
+                    f"found {value!r}"
+                )
+        if "nprobe" in given and self.isSet(self.targetRecall):
+            raise ValueError(
+                "param targetRecall: expected nothing beside algoParams['nprobe'], which says how "
+                f"many cells to look at, found {self.getTargetRecall()}"
+            )
+        if not 0 < self.getTargetRecall() <= 1:
+            raise ValueError(
+                f"param targetRecall: expected a number above 0, up to 1, "
+                f"found {self.getTargetRecall()}"
+            )
+        return rule

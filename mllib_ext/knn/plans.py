@@ -18,7 +18,7 @@ import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from pyspark.sql import functions as F
 from mllib_ext.base import by_rows
 from mllib_ext.columns import BadRow, Features, Matrix
 from mllib_ext.distances import Metric
-from mllib_ext.knn.items import Items, checked_ids, decoded_rows, id_column
+from mllib_ext.knn.items import ARROW, Items, checked_ids, decoded_rows, id_column
 from mllib_ext.mapped import Mapped
 from mllib_ext.top_k import Neighbors, Search
 
@@ -58,6 +58,20 @@ class Request:
     def search(self, Q: Matrix, exclude: np.ndarray | None) -> Search:
         """A search that begins."""
         return Search(Q, self.k, self.metric, radius=self.radius, exclude=exclude)
+
+    def neighbors(self, items: Items, Q: Matrix, ids: pa.Array) -> Neighbors:
+        """The neighbours of queries Q (m, d) of these ids (m,) among items in memory."""
+        search = self.search(Q, items.codes.encode(ids) if self.exclude_self else None)
+        search.add(items.X, items.ids)
+        return search.neighbors()
+
+
+class Lookup(Protocol):
+    """How neighbours are looked up in what the executors hold: a value with ``codes``."""
+
+    @property
+    def metric(self) -> Metric: ...
+    def neighbors(self, items: Any, Q: Matrix, ids: pa.Array) -> Neighbors: ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Side:
 
 
 def with_neighbors(
-    queries: DataFrame, side: Side, items: Mapped, item_kind: str, request: Request, name: str
+    queries: DataFrame, side: Side, items: Mapped, item_kind: str, request: Lookup, name: str
 ) -> DataFrame:
     """The queries with one more column: a struct of ``indices`` and ``distances``."""
     function = partial(_stream, side, items, request)
@@ -125,13 +139,11 @@ def with_neighbors(
 
 
 def _stream(
-    side: Side, mapped: Mapped, request: Request, batches: Iterator[tuple[pa.Array, ...]]
+    side: Side, mapped: Mapped, request: Lookup, batches: Iterator[tuple[pa.Array, ...]]
 ) -> Iterator[pa.Array]:
-    items: Items = mapped.open()
+    items = mapped.open()
     for Q, ids in side.decode(batches, request.metric):
-        search = request.search(Q, items.codes.encode(ids) if request.exclude_self else None)
-        search.add(items.X, items.ids)
-        found = search.neighbors()
+        found = request.neighbors(items, Q, ids)
         yield pa.StructArray.from_arrays(
             [
                 pa.ListArray.from_arrays(found.offsets, items.codes.decode(found.ids)),
@@ -206,9 +218,9 @@ def _answers(
     for i, block in enumerate(blocks):
         n = len(block.ids)
         found = searches[i].neighbors() if searches else Neighbors.none(n)
-        ids = codes.decode(found.ids) if codes else pa.array([], _ARROW[kind])
+        ids = codes.decode(found.ids) if codes else pa.array([], ARROW[kind])
         pairs = pa.StructArray.from_arrays(
-            [pa.array(request.metric.sign * found.distances), ids.cast(_ARROW[kind])],
+            [pa.array(request.metric.sign * found.distances), ids.cast(ARROW[kind])],
             ["distance", "id"],
         )
         yield pa.RecordBatch.from_arrays(
@@ -220,9 +232,6 @@ def _answers(
             ],
             ["block", "row", "query", "candidates"],
         )
-
-
-_ARROW = {"long": pa.int64(), "string": pa.string()}
 
 
 def _answer_schema(query_kind: str, item_kind: str) -> str:
@@ -307,7 +316,7 @@ def _answer_pair(
     items = ((block.Q, block.ids) for block in _opened(right.to_batches()))
     queries = _opened(left.to_batches())
     found = _answers(queries, _comparable(items), request, item_kind)
-    pairs = pa.list_(pa.struct([("distance", pa.float64()), ("id", _ARROW[item_kind])]))
+    pairs = pa.list_(pa.struct([("distance", pa.float64()), ("id", ARROW[item_kind])]))
     places = [("block", pa.int64()), ("row", pa.int64())]
-    columns = [*places, ("query", _ARROW[query_kind]), ("candidates", pairs)]
+    columns = [*places, ("query", ARROW[query_kind]), ("candidates", pairs)]
     return pa.Table.from_batches(found, pa.schema(columns))

@@ -2,6 +2,7 @@
 
 from mllib_ext.job.config.evaluate import EvaluateConfig
 from mllib_ext.job.config.job import JobConfig, Output, load
+from mllib_ext.job.config.neighbors import NeighborsConfig
 from mllib_ext.job.config.pipeline import Encoding, EstimatorStage, Stage
 from mllib_ext.job.config.predict import PredictConfig
 from mllib_ext.job.config.prepare import PrepareConfig
@@ -15,6 +16,7 @@ __all__ = [
     "EstimatorStage",
     "EvaluateConfig",
     "JobConfig",
+    "NeighborsConfig",
     "Output",
     "PredictConfig",
     "PrepareConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -34,6 +34,20 @@ class Output(Section):
     )
     overwrite: bool = Field(
         default=False, description="Replace an earlier result there, once the new one is complete."
+    )
+
+
+class RowsOutput(Output):
+    """Where rows go, and how they are written."""
+
+    format: Literal["parquet", "orc", "json", "csv"] = Field(
+        default="parquet", description="How the rows are written."
+    )
+    options: Scalars = Field(
+        default={}, description="Options of the writer, as in Spark's documentation."
+    )
+    files: int | None = Field(
+        default=None, ge=1, description="How many files to write. Default: one a partition."
     )
 
 

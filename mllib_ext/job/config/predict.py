@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
-from mllib_ext.job.config.job import JobConfig, Output
-from mllib_ext.job.config.section import Scalars
-
-
-class PredictOutput(Output):
-    """Where the predictions go, and how they are written."""
-
-    format: Literal["parquet", "orc", "json", "csv"] = Field(
-        default="parquet", description="How the predictions are written."
-    )
-    options: Scalars = Field(
-        default={}, description="Options of the writer, as in Spark's documentation."
-    )
-    files: int | None = Field(
-        default=None, ge=1, description="How many files to write. Default: one a partition."
-    )
+from mllib_ext.job.config.job import JobConfig, RowsOutput
 
 
 class PredictConfig(JobConfig):
@@ -39,6 +22,6 @@ class PredictConfig(JobConfig):
         "its probabilities and, for a label that was text, predicted_LABEL. Vectors are written "
         "as arrays.",
     )
-    output: PredictOutput = Field(
-        default=PredictOutput(), description="Where the predictions go, and how."
+    output: RowsOutput = Field(
+        default=RowsOutput(), description="Where the predictions go, and how."
     )

@@ -19,6 +19,7 @@ from mllib_ext.job import yamlfile
 from mllib_ext.job.config import (
     EvaluateConfig,
     JobConfig,
+    NeighborsConfig,
     PredictConfig,
     PrepareConfig,
     TrainConfig,
@@ -33,6 +34,7 @@ JOBS: dict[str, type[JobConfig]] = {
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
     "prepare": PrepareConfig,
+    "neighbors": NeighborsConfig,
 }
 
 HEAD = """\

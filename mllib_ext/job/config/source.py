@@ -11,7 +11,7 @@ from mllib_ext.job.problems import Wrong, found, refuse
 
 SKLEARN = ("digits", "breast_cancer", "diabetes", "iris", "wine")
 # Formats that read files: they need a path, which can be looked for before Spark reads.
-FILES = ("parquet", "orc", "csv", "json", "text", "avro", "xml", "libsvm")
+FILES = ("parquet", "orc", "csv", "json", "text", "avro", "xml", "libsvm", "idx")
 
 
 class Source(Section):
@@ -20,7 +20,7 @@ class Source(Section):
     format: str = Field(
         min_length=1,
         description="A format of Spark's readers (parquet, csv, json, orc, libsvm, jdbc, ...), "
-        "or sklearn.",
+        "idx (MNIST's files: columns id, features and, with options.labels, label), or sklearn.",
     )
     path: TextOrList | None = Field(
         default=None, description="Where the files are: one path or a list, wildcards allowed."
@@ -59,5 +59,19 @@ class Source(Section):
                 wrongs.append(Wrong(["dataset"], "format: sklearn beside it", found(self.format)))
             if self.format in FILES and self.path is None:
                 wrongs.append(Wrong(["path"], f"where the {self.format} files are", "nothing"))
+            if self.format == "idx":
+                wrongs += self._wrong_idx()
         refuse(wrongs)
         return self
+
+    def _wrong_idx(self) -> list[Wrong]:
+        wrongs = []
+        if isinstance(self.path, list):
+            wrongs.append(Wrong(["path"], "one file of images with format: idx", found(self.path)))
+        if self.schema_ is not None:
+            wrongs.append(Wrong(["schema"], "no such key with format: idx", found(self.schema_)))
+        for key, value in self.options.items():
+            if key != "labels" or not isinstance(value, str):
+                what = "labels alone, where the labels are, with format: idx"
+                wrongs.append(Wrong(["options", key], what, found(value)))
+        return wrongs
