@@ -402,10 +402,11 @@ def _refuse_divergence(losses: Sequence[float], record: Record) -> None:
 
 def _warn_unconverged(record: Record) -> None:
     if record.settings.max_iter:
+        norm = record.gradient_norm
+        gradient = "" if math.isnan(norm) else f", the norm of its gradient {norm:g}"
         warnings.warn(
             f"not converged in maxIter = {record.settings.max_iter} iterations: the loss is "
-            f"{record.loss:g}, the norm of its gradient {record.gradient_norm:g}; "
-            "raise maxIter or tol",
+            f"{record.loss:g}{gradient}; raise maxIter or tol",
             ConvergenceWarning,
             stacklevel=4,
         )
