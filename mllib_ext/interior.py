@@ -260,6 +260,7 @@ def replay(
         moved = t + rise - du
         lift = np.maximum(0.0, ((1.0 - TO_BORDER) * t - moved).max(axis=0))
         a, t, u = a + step * da, moved + lift, ahead
+        a /= a.sum(axis=0)  # what is proved rests on it
     return a, t
 
 
