@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from mllib_ext.moments import merge, moments
+
+if TYPE_CHECKING:
+    from mllib_ext.blockfile import Block
 
 # Class labels index arrays: a larger label is an id or a target that came here by mistake.
 MAX_CLASSES = 100_000
@@ -53,3 +58,24 @@ def declared_classes(metadata: dict[str, Any]) -> int | None:
     if "vals" in attribute:
         return len(attribute["vals"])
     return int(attribute["num_vals"]) if "num_vals" in attribute else None
+
+
+def class_moments(block: Block) -> tuple[Any, ...]:
+    """One block's labels, the weight of each, and the moments of its features."""
+    wrong = (block.y < 0) | (block.y != np.floor(block.y))
+    if wrong.any():  # one is enough to refuse them all
+        return block.y[wrong][:1], np.zeros(1), *moments(block)
+    if block.y.max() < MAX_CLASSES:  # without the sort
+        y = block.y.astype(np.intp)
+        labels = np.flatnonzero(np.bincount(y))
+        by_label = np.bincount(y, weights=block.w)[labels]
+        return labels.astype(np.float64), by_label, *moments(block)
+    labels, index = np.unique(block.y, return_inverse=True)
+    return labels, np.bincount(index, weights=block.w), *moments(block)
+
+
+def merge_class_moments(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Both together, for ``Blocks.reduce``."""
+    labels, index = np.unique(np.concatenate([left[0], right[0]]), return_inverse=True)
+    by_label = np.bincount(index, weights=np.concatenate([left[1], right[1]]))
+    return labels, by_label, *merge(left[2:], right[2:])  # type: ignore[arg-type]

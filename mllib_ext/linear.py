@@ -24,7 +24,7 @@ from mllib_ext.objective import (
     Sums,
     sampling,
 )
-from mllib_ext.optimizers import gd, lbfgs, newton, owlqn, proximal
+from mllib_ext.optimizers import gd, lbfgs, newton, owlqn, proximal, tron
 from mllib_ext.optimizers.loop import Result
 from mllib_ext.optimizers.smooth import minimize
 from mllib_ext.penalties import L2, L1Box
@@ -34,12 +34,13 @@ MINIMIZERS: dict[str, ModuleType] = {
     "l-bfgs": lbfgs,
     "newton": newton,
     "owl-qn": owlqn,
+    "tron": tron,
 }
 SOLVERS = ("auto", *MINIMIZERS)
 
 
-class LinearParams(HasFeatures, HasSolver, HasStepSize):
-    """The solvers' parameters, beside those of the pyspark.ml class that a model stands for.
+class LinearParams(HasFeatures, HasSolver):
+    """The solver, beside the parameters of the pyspark.ml class that a model stands for.
 
     Defaults that pyspark.ml keeps on its Java side are set here.
     """
@@ -47,9 +48,27 @@ class LinearParams(HasFeatures, HasSolver, HasStepSize):
     solver: Param[str] = Param(
         Params._dummy(),
         "solver",
-        "the solver: auto, newton, l-bfgs, owl-qn, gd (and normal for least squares)",
+        "the solver: auto, or one of those that the estimator's documentation names",
         typeConverter=TypeConverters.toString,
     )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(
+            maxIter=100,
+            regParam=0.0,
+            tol=1e-6,
+            fitIntercept=True,
+            standardization=True,
+            solver="auto",
+            aggregationDepth=2,
+            maxBlockSizeInMB=0.0,
+        )
+
+
+class RegressionParams(LinearParams, HasStepSize):
+    """What linear and logistic regression have besides: an elastic net, and gradient descent."""
+
     stepSize: Param[float] = Param(
         Params._dummy(),
         "stepSize",
@@ -65,19 +84,7 @@ class LinearParams(HasFeatures, HasSolver, HasStepSize):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._setDefault(
-            maxIter=100,
-            regParam=0.0,
-            elasticNetParam=0.0,
-            tol=1e-6,
-            fitIntercept=True,
-            standardization=True,
-            solver="auto",
-            stepSize=1.0,
-            lineSearch="barzilai-borwein",
-            aggregationDepth=2,
-            maxBlockSizeInMB=0.0,
-        )
+        self._setDefault(elasticNetParam=0.0, stepSize=1.0, lineSearch="barzilai-borwein")
 
     def getLineSearch(self) -> str:
         """How solver gd finds its step."""
@@ -97,10 +104,6 @@ class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
     def setRegParam(self, value: float) -> Self:
         """Set the strength of the penalty."""
         return self._set(regParam=value)
-
-    def setElasticNetParam(self, value: float) -> Self:
-        """Set the L1 share of the penalty."""
-        return self._set(elasticNetParam=value)
 
     def setTol(self, value: float) -> Self:
         """Set the tolerance of the stopping rules."""
@@ -122,14 +125,6 @@ class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
         """Set the solver."""
         return self._set(solver=value)
 
-    def setStepSize(self, value: float) -> Self:
-        """Set the step of solver gd."""
-        return self._set(stepSize=value)
-
-    def setLineSearch(self, value: str) -> Self:
-        """Set how solver gd finds its step."""
-        return self._set(lineSearch=value)
-
     def setAggregationDepth(self, value: int) -> Self:
         """Set the levels on which partial sums are joined; 2 are partitions and the driver."""
         return self._set(aggregationDepth=value)
@@ -138,9 +133,6 @@ class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
         """Set the size of blocks in MB; 0 means a size that suits the processor's cache."""
         return self._set(maxBlockSizeInMB=value)
 
-    def _finish(self, model: Any, dataset: DataFrame) -> Any:
-        return model._trained_on(dataset)
-
     def _refuse_common(self: Any, solvers: Sequence[str]) -> None:
         """ValueError for params out of their range."""
         depth = self.getAggregationDepth()
@@ -148,25 +140,49 @@ class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
             raise ValueError(f"param aggregationDepth: expected 2 or more, found {depth!r}")
         if self.getSolver() not in solvers:
             raise ValueError(f"param solver: expected one of {solvers}, found {self.getSolver()!r}")
+        for name in ("regParam", "tol", "maxIter", "maxBlockSizeInMB"):
+            found = self.getOrDefault(name)
+            if not (found >= 0 and np.isfinite(found)):
+                raise ValueError(f"param {name}: expected a number of 0 or more, found {found!r}")
+
+
+class RegressionEstimator(LinearEstimator, RegressionParams):
+    """Setters and checks of an estimator with an elastic net and gradient descent."""
+
+    def setElasticNetParam(self, value: float) -> Self:
+        """Set the L1 share of the penalty."""
+        return self._set(elasticNetParam=value)
+
+    def setStepSize(self, value: float) -> Self:
+        """Set the step of solver gd."""
+        return self._set(stepSize=value)
+
+    def setLineSearch(self, value: str) -> Self:
+        """Set how solver gd finds its step."""
+        return self._set(lineSearch=value)
+
+    def _refuse_common(self: Any, solvers: Sequence[str]) -> None:
+        super()._refuse_common(solvers)
         if self.getLineSearch() not in gd.LINE_SEARCHES:
             raise ValueError(
                 f"param lineSearch: expected one of {gd.LINE_SEARCHES}, "
                 f"found {self.getLineSearch()!r}"
             )
-        for name in ("regParam", "tol", "maxIter", "stepSize", "maxBlockSizeInMB"):
-            found = self.getOrDefault(name)
-            if not (found > 0 if name == "stepSize" else found >= 0) or not np.isfinite(found):
-                least = "above 0" if name == "stepSize" else "of 0 or more"
-                raise ValueError(f"param {name}: expected a number {least}, found {found!r}")
+        found = self.getStepSize()
+        if not (found > 0 and np.isfinite(found)):
+            raise ValueError(f"param stepSize: expected a number above 0, found {found!r}")
         alpha = self.getElasticNetParam()
         if not 0 <= alpha <= 1:
             raise ValueError(f"param elasticNetParam: expected a number in [0, 1], found {alpha!r}")
         if alpha > 0:
             self._refuse_smooth_solver("elasticNetParam above 0")
 
+    def _finish(self, model: Any, dataset: DataFrame) -> Any:
+        return model._trained_on(dataset)
+
     def _refuse_smooth_solver(self, reason: str) -> None:
         """ValueError for a solver that needs a gradient everywhere."""
-        if self.getSolver() in ("newton", "gd"):
+        if self.getSolver() in ("newton", "tron", "gd"):
             raise ValueError(
                 f"param solver: expected auto, l-bfgs or owl-qn with {reason}, "
                 f"found {self.getSolver()!r}"
@@ -262,7 +278,7 @@ def penalties(
     nonsmooth : L1Box or None
         None without L1 penalty and bounds.
     """
-    alpha = estimator.getElasticNetParam()
+    alpha = estimator.getElasticNetParam() if estimator.hasParam("elasticNetParam") else 0.0
     ones = np.ones_like(coordinates.scale)
     inverse = ones if estimator.getStandardization() else coordinates.inverse
     smooth = L2(0.0, (1.0 - alpha) * ridge_factor * inverse**2)

@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Loss(ABC):
-    """A twice differentiable, convex loss.
+    """A convex loss with a gradient, and curvature almost everywhere.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Loss(ABC):
 
     @abstractmethod
     def curvature(self, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Second derivative by ``z``: shape (n,), or (n, k, k) for k margins."""
+        """Second derivative by ``z``: (n,); for k margins (n, k, k), or (n, k) if diagonal."""
 
 
 @final

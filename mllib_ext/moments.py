@@ -7,11 +7,13 @@ Golub & LeVeque (1979): a column that is constant has a variance of exactly 0, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+
+from mllib_ext.scattered import Scattered
 
 if TYPE_CHECKING:
     from mllib_ext.blockfile import Block
@@ -73,6 +75,15 @@ def moments(block: Block) -> Moments:
     return *found[:3], block.widened(found[3]), block.widened(found[4])
 
 
+def moments_with_label(block: Block) -> Moments:
+    """One block's weights, means and scatter (d + 1,) of the features and the label."""
+    weight, squared, n, mean, scatter = moments(block)
+    *_, label_mean, label_scatter = moments(replace(block, X=block.y[:, None], columns=None))
+    if isinstance(mean, Scattered):
+        return weight, squared, n, mean.append(label_mean), scatter.append(label_scatter)
+    return weight, squared, n, np.append(mean, label_mean), np.append(scatter, label_scatter)
+
+
 def comoments(block: Block) -> Moments:
     """One block's weights, means and scatter (d + 1, d + 1) of the features and the label."""
     heaviest = int(block.w.argmax())
@@ -104,6 +115,9 @@ def merge(left: Moments, right: Moments) -> Moments:
 
 def weighted_gram(X: Matrix, w: np.ndarray) -> np.ndarray:
     """``X.T @ diag(w) @ X`` as float64, shape (d, d), for weights of 0 or more."""
+    curved = w != 0
+    if 2 * np.count_nonzero(curved) < len(w):  # a copy of few rows costs less than their products
+        X, w = X[curved], w[curved]
     root = np.sqrt(w).astype(X.dtype)
     if isinstance(X, np.ndarray):
         A = X * root[:, None]  # (n, d)
@@ -114,7 +128,7 @@ def weighted_gram(X: Matrix, w: np.ndarray) -> np.ndarray:
     if d > DENSE_COLUMNS:
         return (A.T @ A).toarray().astype(np.float64)
     gram = np.zeros((d, d))
-    rows = min(n, max(1, DENSE_SLICE_BYTES // (8 * d)))
+    rows = max(1, min(n, DENSE_SLICE_BYTES // (8 * d)))
     dense = np.empty((rows, d), X.dtype)  # one for all: fresh pages cost more than the product
     for start in range(0, n, rows):
         D = A[start : start + rows].toarray(out=dense[: n - start])

@@ -231,11 +231,7 @@ class Objective:
 
     def _curved(self, H: np.ndarray) -> np.ndarray:
         """The Hessian of the mean, with that of the penalty."""
-        H /= self.blocks.weight_sum
-        H[np.arange(self._n_coef), np.arange(self._n_coef)] += np.repeat(
-            self.penalty.curvature(), self.coordinates.n_outputs
-        )
-        return H
+        return curved(H, self.blocks.weight_sum, self.penalty, self.coordinates.n_outputs)
 
     def hvp(self, v: np.ndarray, p: np.ndarray) -> np.ndarray:
         """The Hessian at ``v`` times ``p``, without the Hessian: one round."""
@@ -274,6 +270,14 @@ class Objective:
         coef = self.coordinates.split(v)[0]
         gradient[: self._n_coef] += self.penalty.gradient(coef).ravel()
         return float(value) / W + self.penalty.value(coef), gradient
+
+
+def curved(H: np.ndarray, weight_sum: float, penalty: L2, n_outputs: int) -> np.ndarray:
+    """The Hessian of a mean from that of the sum, with that of the penalty."""
+    H /= weight_sum
+    coefs = np.arange(penalty.scale.size * n_outputs)
+    H[coefs, coefs] += np.repeat(penalty.curvature(), n_outputs)
+    return H
 
 
 def sampling(blocks: Sums, n_parameters: int) -> int:
@@ -316,7 +320,7 @@ def value_gradient_hessian(
 ) -> tuple[Any, ...]:
     """As :func:`value_and_gradient`, and the Hessian (d + 1, k, d + 1, k), intercepts last."""
     z = margins(block, coef, intercept)
-    return *_first_order(loss, block, z), _hessian(block, _curvature(loss, block, z))
+    return *_first_order(loss, block, z), weighted_hessian(block, _curvature(loss, block, z))
 
 
 def value_gradient_curvature(
@@ -331,11 +335,12 @@ def value_gradient_curvature(
     sums = _first_order(loss, block, z)
     w = block.w[::every] * (block.n / len(block.w[::every]))
     sample = replace(block, X=block.X[::every], y=block.y[::every], w=w)
-    H = _hessian(sample, _curvature(loss, sample, z[::every]))
+    H = weighted_hessian(sample, _curvature(loss, sample, z[::every]))
     d, k = H.shape[0] - 1, H.shape[1]
     whole = np.full((3, d, k), np.nan)
     if not isinstance(block.X, np.ndarray):  # a pass over what is stored, which is little
-        c = np.einsum("njj->nj", _curvature(loss, block, z))
+        c = _curvature(loss, block, z)
+        c = np.einsum("njj->nj", c) if c.ndim == 3 else c
         squared = replace(block, X=block.X.power(2))
         whole[0], whole[1] = transposed_product(squared, c), transposed_product(block, c)
         whole[2] = c.sum(axis=0)
@@ -343,23 +348,25 @@ def value_gradient_curvature(
 
 
 def _first_order(loss: Loss, block: Block, z: np.ndarray) -> tuple[Any, ...]:
+    """Sums as of :func:`value_and_gradient`, at margins that are known."""
     value, residual = loss.value_and_gradient(block.y, z)
     residual = (residual.T * block.w).T
     return value @ block.w, transposed_product(block, residual), residual.sum(axis=0)
 
 
 def _curvature(loss: Loss, block: Block, z: np.ndarray) -> np.ndarray:
-    """Of every row by its margins (n, k, k), times its weight."""
+    """Of every row by its margins (n, k, k), or (n, k) if diagonal, times its weight."""
     curvature = (loss.curvature(block.y, z).T * block.w).T
-    return curvature[:, None, None] if curvature.ndim == 1 else curvature
+    return curvature[:, None] if curvature.ndim == 1 else curvature
 
 
-def _hessian(block: Block, curvature: np.ndarray) -> np.ndarray:
+def weighted_hessian(block: Block, curvature: np.ndarray) -> np.ndarray:
+    """``X' C X`` with a column of ones in X, (d + 1, k, d + 1, k), for C of the rows."""
     d, k = block.X.shape[1], curvature.shape[1]
-    H = np.empty((d + 1, k, d + 1, k))
+    H = np.zeros((d + 1, k, d + 1, k))
     for i in range(k):
-        for j in range(i, k):
-            c = curvature[:, i, j]
+        for j in range(i, k if curvature.ndim == 3 else i + 1):
+            c = curvature[:, i, j] if curvature.ndim == 3 else curvature[:, i]
             # A curvature between two classes is negative or 0, of one class positive or 0.
             sign = 1.0 if i == j else -1.0
             H[:d, i, :d, j] = sign * weighted_gram(block.X, sign * c)
@@ -375,7 +382,8 @@ def hessian_product(
     """Hessian times direction, by coef (d,) or (d, k) and by intercept."""
     curvature = loss.curvature(block.y, margins(block, coef, intercept))
     dz = margins(block, p_coef, p_intercept)
-    curved = curvature * dz if dz.ndim == 1 else np.einsum("nij,nj->ni", curvature, dz)
+    diagonal = curvature.ndim == dz.ndim
+    curved = curvature * dz if diagonal else np.einsum("nij,nj->ni", curvature, dz)
     curved = (curved.T * block.w).T
     return transposed_product(block, curved), curved.sum(axis=0)
 

@@ -25,8 +25,12 @@ from pyspark import SparkContext
 from pyspark.ml.classification import (
     BinaryLogisticRegressionSummary,
     BinaryLogisticRegressionTrainingSummary,
+    LinearSVCSummary,
+    LinearSVCTrainingSummary,
     LogisticRegressionSummary,
     LogisticRegressionTrainingSummary,
+    _ClassificationSummary,
+    _TrainingSummary,
 )
 from pyspark.ml.clustering import BisectingKMeansSummary, ClusteringSummary, KMeansSummary
 from pyspark.ml.common import _py2java
@@ -148,6 +152,45 @@ class HasLogisticRegressionSummary(
             model.getLabelCol(),
             _features_name(model),
             # Spark's word for none: a name that the predictions do not have.
+            model.getWeightCol() if model.isDefined("weightCol") else "weightCol",
+            *([] if history is None else [_doubles(history)]),
+        )
+
+
+class MulticlassLinearSVCSummary(_ClassificationSummary):
+    """Summary of a linear support vector machine for more than two classes."""
+
+
+class MulticlassLinearSVCTrainingSummary(MulticlassLinearSVCSummary, _TrainingSummary):
+    """The same of its training data."""
+
+
+class HasLinearSVCSummary(HasSummary[Any, Any]):
+    """Summaries of a linear support vector machine; ``summary()`` is a method, as in pyspark.ml."""
+
+    def summary(self) -> Any:  # type: ignore[override]
+        """The summary of the training data: see :attr:`HasSummary.summary`."""
+        training = HasSummary.summary.fget  # type: ignore[attr-defined]
+        return training(self)
+
+    def _summarize(self, dataset: DataFrame, history: Sequence[float] | None) -> Any:
+        model = _with_all_columns(self, "rawPredictionCol", "predictionCol")
+        binary = model.numClasses <= 2
+        if binary:
+            cls: Any = LinearSVCSummary if history is None else LinearSVCTrainingSummary
+            name = cls.__name__
+        else:
+            plain = history is None
+            cls = MulticlassLinearSVCSummary if plain else MulticlassLinearSVCTrainingSummary
+            # Spark's multi-class metrics under another model's name: its LinearSVC has two classes.
+            name = f"MultilayerPerceptronClassification{'' if plain else 'Training'}Summary"
+        return _of_java(
+            cls,
+            f"org.apache.spark.ml.classification.{name}Impl",
+            model.transform(dataset),
+            *([model.getRawPredictionCol()] if binary else []),
+            model.getPredictionCol(),
+            model.getLabelCol(),
             model.getWeightCol() if model.isDefined("weightCol") else "weightCol",
             *([] if history is None else [_doubles(history)]),
         )

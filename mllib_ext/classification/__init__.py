@@ -1,11 +1,12 @@
 """Classification: the interface of ``pyspark.ml.classification``."""
 
+from mllib_ext.classification.linear_svc import LinearSVC, LinearSVCModel
 from mllib_ext.classification.logistic_regression import (
     LogisticRegression,
     LogisticRegressionModel,
 )
 
-__all__ = ["LogisticRegression", "LogisticRegressionModel"]
+__all__ = ["LinearSVC", "LinearSVCModel", "LogisticRegression", "LogisticRegressionModel"]
 
 # A saved model records this path: files may move below it without breaking what users saved.
 for _name in __all__:

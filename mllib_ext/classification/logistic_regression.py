@@ -37,20 +37,24 @@ from mllib_ext.base import (
     frozen,
     with_predictions,
 )
-from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
-from mllib_ext.classes import MAX_CLASSES, class_weights, declared_classes
+from mllib_ext.classes import (
+    class_moments,
+    class_weights,
+    declared_classes,
+    merge_class_moments,
+)
 from mllib_ext.columns import Matrix, data_type
 from mllib_ext.linear import (
     SOLVERS,
-    LinearEstimator,
-    LinearParams,
+    RegressionEstimator,
+    RegressionParams,
     auto_solver,
     centred,
     fit_linear,
 )
 from mllib_ext.losses import Logistic, Multinomial, sigmoid, softmax
-from mllib_ext.moments import Summary, merge, moments
+from mllib_ext.moments import Summary
 from mllib_ext.objective import Coordinates
 from mllib_ext.persistence import SavesParams
 from mllib_ext.summaries import HasLogisticRegressionSummary
@@ -59,7 +63,7 @@ from mllib_ext.summaries import HasLogisticRegressionSummary
 class LogisticRegressionModel(  # type: ignore[misc]
     HasLogisticRegressionSummary,
     Trained,
-    LinearParams,
+    RegressionParams,
     ProbabilisticClassificationModel,
     _LogisticRegressionParams,
 ):
@@ -171,7 +175,7 @@ class LogisticRegressionModel(  # type: ignore[misc]
 
 
 class LogisticRegression(
-    LinearEstimator,
+    RegressionEstimator,
     ProbabilisticClassifier,
     _LogisticRegressionParams,
     SavesParams,
@@ -184,7 +188,7 @@ class LogisticRegression(
     ----------
     featuresCol : str or list of str
         A vector column, an array column, or a list of numeric columns.
-    solver : {"auto", "newton", "l-bfgs", "owl-qn", "gd"}
+    solver : {"auto", "newton", "l-bfgs", "tron", "owl-qn", "gd"}
         ``auto`` takes ``newton`` for few parameters and rows, else ``l-bfgs``, and ``owl-qn`` for
         an L1 penalty on very many parameters (:func:`mllib_ext.linear.auto_solver`). With an L1
         penalty or bounds ``l-bfgs`` is the proximal quasi-Newton method
@@ -416,27 +420,6 @@ BOUNDS = (
     "lowerBoundsOnIntercepts",
     "upperBoundsOnIntercepts",
 )
-
-
-def class_moments(block: Block) -> tuple[Any, ...]:
-    """One block's labels, the weight of each, and the moments of its features."""
-    wrong = (block.y < 0) | (block.y != np.floor(block.y))
-    if wrong.any():  # one is enough to refuse them all
-        return block.y[wrong][:1], np.zeros(1), *moments(block)
-    if block.y.max() < MAX_CLASSES:  # without the sort
-        y = block.y.astype(np.intp)
-        labels = np.flatnonzero(np.bincount(y))
-        by_label = np.bincount(y, weights=block.w)[labels]
-        return labels.astype(np.float64), by_label, *moments(block)
-    labels, index = np.unique(block.y, return_inverse=True)
-    return labels, np.bincount(index, weights=block.w), *moments(block)
-
-
-def merge_class_moments(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Both together, for ``Blocks.reduce``."""
-    labels, index = np.unique(np.concatenate([left[0], right[0]]), return_inverse=True)
-    by_label = np.bincount(index, weights=np.concatenate([left[1], right[1]]))
-    return labels, by_label, *merge(left[2:], right[2:])  # type: ignore[arg-type]
 
 
 def start_intercepts(counts: np.ndarray, multinomial: bool) -> Any:

@@ -1,4 +1,4 @@
-"""What the minimizers of a smooth objective share: settings, state, and running one of them."""
+"""What minimizers of an objective share: settings, state, and running one of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mllib_ext.blas import one_thread
-from mllib_ext.optimizers.line_search import Differentiable
-from mllib_ext.optimizers.loop import Callback, Result, Settings, State, iterate, setting
+from mllib_ext.optimizers.loop import SMOOTH, Callback, Result, Settings, State, iterate, setting
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Minimizer(Protocol):
 
 def minimize(
     method: Any,
-    objective: Callable[[float], Differentiable],
+    objective: Callable[[float], Any],
     v: np.ndarray,
     settings: SmoothSettings,
     callbacks: Sequence[Callback] = (),
@@ -59,7 +58,7 @@ def minimize(
     method : module
         :mod:`~mllib_ext.optimizers.gd`, :mod:`~mllib_ext.optimizers.lbfgs` or
         :mod:`~mllib_ext.optimizers.newton`: ``start(objective, v, settings) -> state`` and
-        ``step(objective, state, settings) -> state``.
+        ``step(objective, state, settings) -> state``. Its ``STOPPING`` has rules of its own.
     objective : callable
         ``objective(reg_param)``: a run may change the strength of the penalty.
     v : ndarray
@@ -80,4 +79,7 @@ def minimize(
 
     with one_thread():
         state = method.start(objective(settings.reg_param), v, settings)
-        return iterate(step, state, settings, callbacks, changed=changed, drain=drain)
+        rules = getattr(method, "STOPPING", SMOOTH)
+        return iterate(
+            step, state, settings, callbacks, stopping=rules, changed=changed, drain=drain
+        )

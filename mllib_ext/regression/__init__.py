@@ -1,8 +1,9 @@
 """Regression: the interface of ``pyspark.ml.regression``."""
 
 from mllib_ext.regression.linear_regression import LinearRegression, LinearRegressionModel
+from mllib_ext.regression.linear_svr import LinearSVR, LinearSVRModel
 
-__all__ = ["LinearRegression", "LinearRegressionModel"]
+__all__ = ["LinearRegression", "LinearRegressionModel", "LinearSVR", "LinearSVRModel"]
 
 # A saved model records this path: files may move below it without breaking what users saved.
 for _name in __all__:

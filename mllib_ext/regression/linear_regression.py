@@ -43,8 +43,8 @@ from mllib_ext.columns import Matrix
 from mllib_ext.huber import Huber
 from mllib_ext.linear import (
     SOLVERS,
-    LinearEstimator,
-    LinearParams,
+    RegressionEstimator,
+    RegressionParams,
     about_their_mean,
     auto_solver,
     centred,
@@ -54,10 +54,9 @@ from mllib_ext.linear import (
     precision,
 )
 from mllib_ext.losses import SquaredError
-from mllib_ext.moments import Summary, comoments, merge, moments
+from mllib_ext.moments import Summary, comoments, merge, moments_with_label
 from mllib_ext.optimizers.newton import solve
 from mllib_ext.persistence import ArraysOrPmmlWriter, SavesParams
-from mllib_ext.scattered import Scattered
 from mllib_ext.second_moments import SecondMoments
 from mllib_ext.summaries import HasLinearRegressionSummary, inverse_diagonal
 
@@ -70,7 +69,7 @@ GRAM_FEATURES = 1024
 class LinearRegressionModel(  # type: ignore[misc]
     HasLinearRegressionSummary,
     Trained,
-    LinearParams,
+    RegressionParams,
     RegressionModel[Vector],
     _LinearRegressionParams,
 ):
@@ -141,7 +140,7 @@ class LinearRegressionModel(  # type: ignore[misc]
 
 
 class LinearRegression(
-    LinearEstimator,
+    RegressionEstimator,
     Regressor[LinearRegressionModel],
     _LinearRegressionParams,
     SavesParams,
@@ -154,7 +153,7 @@ class LinearRegression(
     ----------
     featuresCol : str or list of str
         A vector column, an array column, or a list of numeric columns.
-    solver : {"auto", "normal", "l-bfgs", "owl-qn", "newton", "gd"}
+    solver : {"auto", "normal", "l-bfgs", "owl-qn", "newton", "tron", "gd"}
         ``normal`` needs one round: the rest, an L1 penalty included, is done on second moments.
         ``auto`` takes it up to 1,024 features, else ``l-bfgs``, which is the proximal
         quasi-Newton method where there is an L1 penalty (:mod:`mllib_ext.optimizers.proximal`);
@@ -368,15 +367,6 @@ class LinearRegression(
 def comoments_of_few(block: Block) -> Any:
     """What ``solver="auto"`` begins with: of many features it wants no products."""
     return comoments(block) if block.X.shape[1] <= GRAM_FEATURES else moments_with_label(block)
-
-
-def moments_with_label(block: Block) -> Any:
-    """One block's weights, means and scatter (d + 1,) of the features and the label."""
-    weight, squared, n, mean, scatter = moments(block)
-    *_, label_mean, label_scatter = moments(Block(block.y[:, None], block.y, block.w, block.id))
-    if isinstance(mean, Scattered):
-        return weight, squared, n, mean.append(label_mean), scatter.append(label_scatter)
-    return weight, squared, n, np.append(mean, label_mean), np.append(scatter, label_scatter)
 
 
 def _predict(coefficients: np.ndarray, intercept: float, name: str, X: Matrix) -> dict[str, Any]:

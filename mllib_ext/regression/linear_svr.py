@@ -1,0 +1,232 @@
+r"""Linear support vector regression.
+
+.. math::
+
+    \min_{\beta, b} \frac1W \sum_i w_i \max(0, |x_i \cdot \beta + b - y_i| - \epsilon)^p
+    + \frac\lambda2 \sum_j s_j^2 \beta_j^2
+
+for p = 1 or 2, the intercept free, and :math:`s_j` the standard deviation of feature j with
+``standardization``, else 1. The label is taken as it is. scikit-learn's ``LinearSVR`` minimises
+this times ``C W`` for :math:`\lambda = 1 / (C W)`, where it has no intercept to regularise.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from pyspark import keyword_only
+from pyspark.ml.linalg import Vector
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import (
+    HasAggregationDepth,
+    HasFitIntercept,
+    HasMaxBlockSizeInMB,
+    HasMaxIter,
+    HasRegParam,
+    HasStandardization,
+    HasTol,
+    HasWeightCol,
+)
+from pyspark.ml.regression import RegressionModel, Regressor
+from pyspark.sql import DataFrame
+
+from mllib_ext.base import Output, Trained, as_row, compressed, frozen, with_predictions
+from mllib_ext.blockfile import Block
+from mllib_ext.blocks import Blocks
+from mllib_ext.columns import Matrix, data_type
+from mllib_ext.hinges import EpsilonInsensitive, SquaredEpsilonInsensitive
+from mllib_ext.linear import centred
+from mllib_ext.linear_svm import Piecewise, SVMEstimator, SVMParams, gap_of
+from mllib_ext.losses import Loss
+from mllib_ext.moments import Summary, merge, moments_with_label
+from mllib_ext.persistence import SavesParams
+
+
+class LinearSVRParams(
+    SVMParams,
+    HasMaxIter,
+    HasRegParam,
+    HasTol,
+    HasFitIntercept,
+    HasStandardization,
+    HasWeightCol,
+    HasAggregationDepth,
+    HasMaxBlockSizeInMB,
+):
+    """Parameters of the estimator and its model."""
+
+    epsilon: Param[float] = Param(
+        Params._dummy(),
+        "epsilon",
+        "residuals up to this size cost nothing (>= 0), in units of the label",
+        typeConverter=TypeConverters.toFloat,
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(loss="epsilon_insensitive", epsilon=0.0)
+
+    def getEpsilon(self) -> float:
+        """The size of residuals that cost nothing."""
+        return self.getOrDefault(self.epsilon)
+
+
+class LinearSVRModel(Trained, LinearSVRParams, RegressionModel[Vector]):  # type: ignore[misc]
+    """Model fitted by :class:`LinearSVR`.
+
+    Parameters
+    ----------
+    coefficients : ndarray, shape (d,)
+    intercept : float
+    gap : float
+        See :attr:`gap`.
+    """
+
+    _arrays = ("coefficients", "intercept", "gap")
+
+    def __init__(self, coefficients: Any, intercept: Any, gap: Any = np.nan) -> None:
+        super().__init__()
+        self._coefficients, self._intercept = frozen(coefficients), frozen(intercept)
+        self._gap = frozen(gap)
+
+    @property
+    def gap(self) -> float:
+        """The objective is proved to be at most so much above its minimum; NaN if squared."""
+        return float(self._gap)
+
+    @property
+    def numFeatures(self) -> int:
+        """Number of features."""
+        return len(self._coefficients)
+
+    @property
+    def coefficients(self) -> Vector:
+        """Coefficients (d,), sparse if that takes much less space."""
+        return compressed(self._coefficients)
+
+    @property
+    def intercept(self) -> float:
+        """Intercept."""
+        return float(self._intercept)
+
+    def predict(self, value: Vector) -> float:
+        """The prediction for one row."""
+        X = as_row(value, self.numFeatures)
+        return float(_predict(self._coefficients, self.intercept, "y", X)["y"][0])
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        name = self.getPredictionCol()
+        predict = partial(_predict, self._coefficients, self.intercept, name)
+        outputs = {name: Output("double", {})}
+        return with_predictions(self, dataset, self.numFeatures, outputs, predict)
+
+    def __repr__(self) -> str:
+        return f"LinearSVRModel: uid={self.uid}, numFeatures={self.numFeatures}"
+
+
+class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesParams):
+    """Linear support vector regression, with the parameters of pyspark.ml's linear models.
+
+    Parameters
+    ----------
+    featuresCol : str or list of str
+        A vector column, an array column, or a list of numeric columns.
+    loss : {"epsilon_insensitive", "squared_epsilon_insensitive"}
+    epsilon : float
+        Residuals up to this size cost nothing, 0 or more, in units of the label.
+    regParam : float
+        The strength of the penalty, 0 or more.
+    solver : {"auto", "interior-point", "bundle", "newton", "l-bfgs", "tron"}
+        As in :class:`mllib_ext.classification.LinearSVC`: the first two for
+        ``epsilon_insensitive``, the others for its square.
+    standardization : bool
+        Whether the penalty is on the coefficients of standardised features.
+
+    Raises
+    ------
+    ValueError
+        From ``fit``: a parameter that is out of range or does not go with another; what
+        :meth:`mllib_ext.blocks.Blocks.of` refuses.
+
+    Examples
+    --------
+    >>> from mllib_ext.regression import LinearSVR
+    >>> model = LinearSVR(regParam=0.01, epsilon=0.1).fit(df)  # doctest: +SKIP
+    >>> model.coefficients, model.gap  # doctest: +SKIP
+    """
+
+    _input_kwargs: dict[str, Any]
+    _losses = ("epsilon_insensitive", "squared_epsilon_insensitive")
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        featuresCol: str | list[str] = "features",
+        labelCol: str = "label",
+        predictionCol: str = "prediction",
+        maxIter: int = 100,
+        regParam: float = 0.0,
+        tol: float = 1e-6,
+        fitIntercept: bool = True,
+        standardization: bool = True,
+        weightCol: str | None = None,
+        aggregationDepth: int = 2,
+        maxBlockSizeInMB: float = 0.0,
+        featuresCols: list[str] | None = None,
+        loss: str = "epsilon_insensitive",
+        epsilon: float = 0.0,
+        solver: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.setParams(**self._input_kwargs)
+
+    def setEpsilon(self, value: float) -> LinearSVR:
+        """Set the size of residuals that cost nothing."""
+        return self._set(epsilon=value)
+
+    def _refuse(self, dataset: DataFrame) -> None:
+        self._refuse_common()
+        if not 0 <= self.getEpsilon() < np.inf:
+            raise ValueError(
+                f"param epsilon: expected a number of 0 or more, found {self.getEpsilon()!r}"
+            )
+        data_type(dataset.schema, self.getLabelCol(), "label")
+
+    def _first_round(self) -> Any:
+        return moments_and_range, merge_moments_and_range
+
+    def _fit_blocks(self, blocks: Blocks) -> LinearSVRModel:
+        lowest, highest, *summed = blocks.reduce(moments_and_range, merge_moments_and_range)
+        summary, d = Summary(*summed), blocks.n_features
+        mean, deviation = summary.mean, np.sqrt(summary.variance())
+        coordinates = centred(self, mean[:d], deviation[:d])
+        loss = self._loss(lowest, highest, deviation[d] or max(abs(mean[d]), 1.0))
+        coef, intercept, result = self._fit_margins(blocks, loss, coordinates, mean[d])
+        return LinearSVRModel(coef, intercept, gap_of(result))._trained(self, result)
+
+    def _loss(self, lowest: float, highest: float, unit: float) -> Loss | Piecewise:
+        epsilon = self.getEpsilon()
+        if self._squared:
+            return SquaredEpsilonInsensitive(epsilon)
+        far = epsilon + unit
+        return Piecewise(
+            EpsilonInsensitive(epsilon), np.array([[highest + far], [lowest - far]]), unit
+        )
+
+
+def moments_and_range(block: Block) -> tuple[Any, ...]:
+    """One block's lowest and highest label, and the moments of its features and label."""
+    return block.y.min(), block.y.max(), *moments_with_label(block)
+
+
+def merge_moments_and_range(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Both together, for ``Blocks.reduce``."""
+    joined = merge(left[2:], right[2:])  # type: ignore[arg-type]
+    return min(left[0], right[0]), max(left[1], right[1]), *joined
+
+
+def _predict(coefficients: np.ndarray, intercept: float, name: str, X: Matrix) -> dict[str, Any]:
+    return {name: X @ coefficients + intercept}
