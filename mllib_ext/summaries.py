@@ -165,7 +165,7 @@ class MulticlassLinearSVCTrainingSummary(MulticlassLinearSVCSummary, _TrainingSu
     """The same of its training data."""
 
 
-class HasLinearSVCSummary(HasSummary[Any, Any]):
+class HasLinearSVCSummary(HasEvaluation[Any, Any]):
     """Summaries of a linear support vector machine; ``summary()`` is a method, as in pyspark.ml."""
 
     def summary(self) -> Any:  # type: ignore[override]

@@ -112,7 +112,8 @@ def test_partitions_an_empty_one_among_them_do_not_change_the_model(
     spark, fitted, parts, monkeypatch
 ):
     monkeypatch.setattr(fitting, "DRIVER_BYTES", 0)
-    df = frame(spark, *CANCER, parts)
+    X, y = CANCER
+    df = frame(spark, X, y, parts)
     df = df.union(df.limit(0)) if parts == 1 else df
     model, whole = LinearSVC(regParam=0.01).fit(df), fitted(regParam=0.01)
     # Sums in another order, amplified by the last Newton systems.
