@@ -170,20 +170,21 @@ def decoded_rows(
 
 def refuse_directionless(blocks: Blocks) -> None:
     """ValueError at the first row of zeros, which it names: one round."""
-    blocks.reduce(_check_directions, _nothing, blocks.features.label)
+    (faults,) = blocks.reduce(_directionless, _joined, blocks.features.label)
+    if faults:
+        raise ValueError(faults[0])
 
 
-def _check_directions(block: Block, label: str) -> tuple[int]:
+def _directionless(block: Block, label: str) -> tuple[list[str]]:
     try:
         refuse_zeros(label, block.X)
     except BadRow as bad:
-        where = f"(partition {block.partition}, row {block.start + bad.row})"
-        raise ValueError(f"{bad} {where}") from None
-    return (0,)
+        return ([f"{bad} (partition {block.partition}, row {block.start + bad.row})"],)
+    return ([],)
 
 
-def _nothing(left: tuple[int], right: tuple[int]) -> tuple[int]:
-    return left
+def _joined(left: tuple[list[str]], right: tuple[list[str]]) -> tuple[list[str]]:
+    return ((left[0] + right[0])[:1],)
 
 
 def refuse_zeros(label: str, X: Matrix) -> None:

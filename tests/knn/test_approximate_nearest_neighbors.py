@@ -336,7 +336,7 @@ def test_bad_params_are_refused_before_any_work(items, params, message):
 
 def test_bad_rows_other_lengths_and_other_metrics_are_refused(spark, items, queries, model):
     zeros = frame(spark, np.zeros((2, D)))
-    with pytest.raises(Exception, match="expected a direction in every row"):
+    with pytest.raises(ValueError, match="expected a direction in every row"):
         estimator(metric="cosine").fit(zeros)
     with pytest.raises(Exception, match="expected vectors of length 4, found length 3"):
         model.kneighbors(frame(spark, Q[:, :3]))[2].collect()
