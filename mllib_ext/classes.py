@@ -6,8 +6,30 @@ from typing import Any
 
 import numpy as np
 
+from mllib_ext.moments import merge
+
 # Class labels index arrays: a larger label is an id or a target that came here by mistake.
 MAX_CLASSES = 100_000
+
+
+def weight_of_labels(y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different labels, ascending, and the summed weight of each; a wrong one alone."""
+    wrong = (y < 0) | (y != np.floor(y))
+    if wrong.any():  # one is enough to refuse them all
+        return y[wrong][:1], np.zeros(1)
+    if y.max() < MAX_CLASSES:  # without the sort
+        index = y.astype(np.intp)
+        labels = np.flatnonzero(np.bincount(index))
+        return labels.astype(np.float64), np.bincount(index, weights=w)[labels]
+    labels, index = np.unique(y, return_inverse=True)
+    return labels, np.bincount(index, weights=w)
+
+
+def merge_class_moments(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Labels, their weights and the moments of two sets of rows together, for ``Blocks.reduce``."""
+    labels, index = np.unique(np.concatenate([left[0], right[0]]), return_inverse=True)
+    by_label = np.bincount(index, weights=np.concatenate([left[1], right[1]]))
+    return labels, by_label, *merge(left[2:], right[2:])  # type: ignore[arg-type]
 
 
 def class_weights(

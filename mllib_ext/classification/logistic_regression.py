@@ -39,7 +39,12 @@ from mllib_ext.base import (
 )
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
-from mllib_ext.classes import MAX_CLASSES, class_weights, declared_classes
+from mllib_ext.classes import (
+    class_weights,
+    declared_classes,
+    merge_class_moments,
+    weight_of_labels,
+)
 from mllib_ext.columns import Matrix, data_type
 from mllib_ext.linear import (
     SOLVERS,
@@ -50,7 +55,7 @@ from mllib_ext.linear import (
     fit_linear,
 )
 from mllib_ext.losses import Logistic, Multinomial, sigmoid, softmax
-from mllib_ext.moments import Summary, merge, moments
+from mllib_ext.moments import Summary, moments
 from mllib_ext.objective import Coordinates
 from mllib_ext.persistence import SavesParams
 from mllib_ext.summaries import HasLogisticRegressionSummary
@@ -420,23 +425,7 @@ BOUNDS = (
 
 def class_moments(block: Block) -> tuple[Any, ...]:
     """One block's labels, the weight of each, and the moments of its features."""
-    wrong = (block.y < 0) | (block.y != np.floor(block.y))
-    if wrong.any():  # one is enough to refuse them all
-        return block.y[wrong][:1], np.zeros(1), *moments(block)
-    if block.y.max() < MAX_CLASSES:  # without the sort
-        y = block.y.astype(np.intp)
-        labels = np.flatnonzero(np.bincount(y))
-        by_label = np.bincount(y, weights=block.w)[labels]
-        return labels.astype(np.float64), by_label, *moments(block)
-    labels, index = np.unique(block.y, return_inverse=True)
-    return labels, np.bincount(index, weights=block.w), *moments(block)
-
-
-def merge_class_moments(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Both together, for ``Blocks.reduce``."""
-    labels, index = np.unique(np.concatenate([left[0], right[0]]), return_inverse=True)
-    by_label = np.bincount(index, weights=np.concatenate([left[1], right[1]]))
-    return labels, by_label, *merge(left[2:], right[2:])  # type: ignore[arg-type]
+    return *weight_of_labels(block.y, block.w), *moments(block)
 
 
 def start_intercepts(counts: np.ndarray, multinomial: bool) -> Any:
