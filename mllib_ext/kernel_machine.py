@@ -23,6 +23,7 @@ from typing import Self
 import numpy as np
 
 from mllib_ext.columns import Matrix, stacked
+from mllib_ext.distances import dense_rows
 from mllib_ext.kernels import Kernel
 
 # Rows whose kernels are computed at once. Always as many, for then a row has the same bits whatever
@@ -108,7 +109,7 @@ class Machine:
         svc = SVC(C=1.0, kernel=name, gamma=gamma, degree=kernel.degree, coef0=coef0, tol=tol)
         svc.fit(kernel.settled(rows.X), rows.y, sample_weight=rows.bound)
         support = rows.take(svc.support_)
-        dual = np.abs(svc.dual_coef_)  # (k - 1, m): a row's own class is left out
+        dual = np.abs(dense_rows(svc.dual_coef_))  # (k - 1, m): a row's own class is left out
         alpha = np.zeros((len(support), n_classes))
         for other in range(n_classes):
             for side, place in ((support.y > other, other), (support.y < other, other - 1)):
