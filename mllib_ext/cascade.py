@@ -3,8 +3,8 @@ r"""Cascade SVM (Graf, Cosatto, Bottou, Durdanovic & Vapnik 2004), run until it 
 The dual problem of :mod:`mllib_ext.kernel_machine` over a data set of blocks. A pass:
 
 1. Every block scans its rows under the machine of all so far. Rows that violate their KKT
-   condition, the worst first and a bounded number of them, join the global support vectors; the
-   block solves the problem of both and keeps the support vectors.
+   condition, a random choice where they are very many, join the global support vectors; the block
+   solves the problem of both and keeps the support vectors.
 2. What blocks kept is merged in pairs, each the problem of the union, the last one on the driver:
    the next machine, which goes back to every block.
 
@@ -31,10 +31,10 @@ from mllib_ext.kernels import Kernel
 from mllib_ext.moments import moments
 from mllib_ext.optimizers.loop import Callback, Result, Rule, Settings, State, iterate, setting
 
-# Rows of each class that the first machine is of.
-SAMPLE = 50
+# Rows of each class that the first machine is of: solved in well under a second.
+SAMPLE = 500
 # Violators of one block that join in one pass: their problem takes seconds, not minutes.
-MOST_VIOLATORS = 2_000
+MOST_VIOLATORS = 5_000
 # Places of a row in its partition; ids have the partition's number above them.
 PLACES = 1 << 40
 # The sample is the same for everyone; what a fit converges to does not depend on it.
@@ -64,12 +64,18 @@ class Problem:
     bounds : ndarray, shape (k,)
         C of the rows of each class, of weight 1.
     max_support_vectors : int
+    sample : int
+        Rows of each class that the first machine is of.
+    most_violators : int
+        Of one block, that join the support vectors in one pass.
     """
 
     kernel: Kernel
     labels: np.ndarray
     bounds: np.ndarray
     max_support_vectors: int
+    sample: int = SAMPLE
+    most_violators: int = MOST_VIOLATORS
 
     def rows(self, block: Block, places: np.ndarray) -> Rows:
         """Rows of a block, by their places in it."""
@@ -146,7 +152,7 @@ def fit(
     RuntimeError
         Rows stand in other places than before.
     """
-    _, sample = rounds.reduce(partial(drawn, problem), sampled)
+    _, sample = rounds.reduce(partial(drawn, problem), partial(sampled, problem))
     machine = problem.solved(sample, settings.tol)
     return iterate(
         partial(step, rounds, problem),
@@ -205,23 +211,25 @@ def drawn(problem: Problem, block: Block) -> tuple[np.ndarray, Rows]:
     numbers = np.random.default_rng([SEED, block.start, block.partition]).random(block.n)
     places = np.flatnonzero(block.w > 0)
     y = np.searchsorted(problem.labels, block.y[places])
-    places = places[_lowest(numbers[places], y)]
+    places = places[_lowest(numbers[places], y, problem.sample)]
     return numbers[places], problem.rows(block, places)
 
 
-def sampled(left: tuple[np.ndarray, Rows], right: tuple[np.ndarray, Rows]) -> tuple[Any, Any]:
-    """The lowest numbers of both, :data:`SAMPLE` a class."""
+def sampled(
+    problem: Problem, left: tuple[np.ndarray, Rows], right: tuple[np.ndarray, Rows]
+) -> tuple[np.ndarray, Rows]:
+    """The lowest numbers of both."""
     numbers = np.concatenate([left[0], right[0]])
     rows = left[1].followed_by(right[1])
-    places = _lowest(numbers, rows.y)
+    places = _lowest(numbers, rows.y, problem.sample)
     return numbers[places], rows.take(places)
 
 
-def _lowest(numbers: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The places of each class's :data:`SAMPLE` lowest numbers, or of all that it has."""
+def _lowest(numbers: np.ndarray, y: np.ndarray, n: int) -> np.ndarray:
+    """The places of each class's n lowest numbers, or of all that it has."""
     order = np.lexsort((numbers, y))
     starts = np.searchsorted(y[order], y[order])  # where the class of each begins
-    lowest: np.ndarray = np.sort(order[np.arange(len(y)) - starts < SAMPLE])
+    lowest: np.ndarray = np.sort(order[np.arange(len(y)) - starts < n])
     return lowest
 
 
@@ -268,7 +276,9 @@ def scanned(problem: Problem, tol: float, block: Block, machine: Machine) -> tup
     violators = np.flatnonzero(violations > tol)
     if moved or not len(violators):
         return (Pass(len(violators), worst, moved=moved),)
-    order = np.argsort(-violations[violators], kind="stable")[:MOST_VIOLATORS]
+    # Not the worst: they are outliers, and a machine of outliers is no start for the next pass.
+    rng = np.random.default_rng([SEED, block.start, block.partition])
+    order = rng.permutation(len(violators))[: problem.most_violators]
     joining = problem.rows(block, np.sort(places[violators[order]]))
     solved = problem.solved(machine.rows.union(joining), tol)
     return (_limited(problem, len(violators), worst, solved),)

@@ -34,11 +34,11 @@ ORDERS = {
 }
 
 
-def problem(X: Any, y: np.ndarray, C: float = 1.0, limit: int = 10_000) -> Problem:
+def problem(X: Any, y: np.ndarray, C: float = 1.0, limit: int = 10_000, **more: int) -> Problem:
     values = X if isinstance(X, np.ndarray) else X.toarray()
     labels = np.unique(y).astype(float)
     kernel = Kernel("rbf", scale_gamma(values.var(), X.shape[1]))
-    return Problem(kernel, labels, np.full(len(labels), C), limit)
+    return Problem(kernel, labels, np.full(len(labels), C), limit, **{"sample": 30, **more})
 
 
 def fitted(X: Any, y: np.ndarray, nodes: int = 2, w: Any = None, **params: Any) -> Any:
@@ -93,12 +93,11 @@ def test_one_pass_is_not_exact_and_every_pass_raises_the_dual_objective():
     assert worst[-1] <= 1e-9
 
 
-def test_few_violators_a_pass_take_more_passes_to_the_same_optimum(monkeypatch):
+def test_few_violators_a_pass_take_more_passes_to_the_same_optimum():
     X, y = DATA["breast_cancer"]
-    passes = fitted(X, y).n_iter
-    monkeypatch.setattr(cascade, "MOST_VIOLATORS", 5)
-    result = fitted(X, y)
-    assert result.n_iter > passes
+    few = problem(X, y, most_violators=5)
+    result = cascade.fit(Arrays.of(X, y, parts=2), few, CascadeSettings(tol=1e-9))
+    assert result.n_iter > fitted(X, y).n_iter
     assert result.state.dual_objective == pytest.approx(oracle_dual("breast_cancer"), rel=1e-6)
 
 
@@ -143,14 +142,14 @@ def test_overviews_have_the_variance_of_all_values_of_weighted_rows():
     assert variance == pytest.approx(X[w > 0].var(), rel=1e-9)
 
 
-def test_the_sample_has_up_to_so_many_rows_of_each_class(monkeypatch):
-    monkeypatch.setattr(cascade, "SAMPLE", 20)
+def test_the_sample_has_up_to_so_many_rows_of_each_class():
     X, y = DATA["digits"]
     kept = (y != 3) | (np.cumsum(y == 3) <= 7)
     X, y = X[kept], y[kept]
     places = ORDERS["by class"](y)
-    stage = partial(cascade.drawn, problem(X, y))
-    _, rows = Arrays.of(X[places], y[places], parts=4).reduce(stage, cascade.sampled)
+    asked = problem(X, y, sample=20)
+    stages = (partial(stage, asked) for stage in (cascade.drawn, cascade.sampled))
+    _, rows = Arrays.of(X[places], y[places], parts=4).reduce(*stages)
     assert np.bincount(rows.y).tolist() == [20, 20, 20, 7, 20, 20, 20, 20, 20, 20]
     assert len(np.unique(rows.id)) == len(rows)
 

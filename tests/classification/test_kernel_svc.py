@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 from pyspark.ml.feature import StringIndexer
@@ -13,6 +16,7 @@ from sklearn.svm import SVC
 
 from data_frames import FittedOnce, every_kind_of_features
 from mllib_ext import fitting
+from mllib_ext.cascade import Problem
 from mllib_ext.classification import KernelSVC, KernelSVCModel, kernel_svc
 from mllib_ext.optimizers.loop import Stop
 
@@ -24,7 +28,7 @@ TWO = (THREE > 0).astype(float)
 W = 0.5 + np.arange(len(X)) % 3
 TOL = 1e-8
 # Two solutions to 1e-8, by kernels in single precision.
-CLOSE = {"rtol": 0.0, "atol": 1e-5}
+CLOSE: Any = {"rtol": 0.0, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,13 @@ def fitted(frame):
 
 
 @pytest.fixture
-def on_executors(monkeypatch):
+def from_few(monkeypatch):
+    """The first machine is of a few rows, so that these data take passes."""
+    monkeypatch.setattr(kernel_svc, "Problem", partial(Problem, sample=10))
+
+
+@pytest.fixture
+def on_executors(monkeypatch, from_few):
     monkeypatch.setattr(fitting, "DRIVER_BYTES", 0)
 
 
@@ -100,6 +110,7 @@ def test_partitions_on_executors_give_the_same_model_also_where_some_are_empty(
     model = KernelSVC(
         featuresCol="dense", labelCol="three", weightCol="w", tol=TOL, aggregationDepth=depth
     ).fit(df)
+    assert model.n_iter > 0
     np.testing.assert_allclose(raw(model, frame)[0], expected, **CLOSE)
     svc = oracle(THREE, W)
     np.testing.assert_allclose(expected, svc.decision_function(X), **CLOSE)
@@ -154,7 +165,7 @@ def test_one_class_alone_is_a_constant_model_and_a_warning(frame, label, tmp_pat
         assert set(raw(one, frame)[1]) == {label}
 
 
-def test_a_callback_sees_each_pass_and_stops_it(frame):
+def test_a_callback_sees_each_pass_and_stops_it(frame, from_few):
     seen = []
 
     def watch(state, record):
