@@ -15,6 +15,31 @@ if TYPE_CHECKING:
 MAX_CLASSES = 100_000
 
 
+def weight_of_labels(y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different labels, ascending, and the summed weight of each; a wrong one alone."""
+    wrong = (y < 0) | (y != np.floor(y))
+    if wrong.any():  # one is enough to refuse them all
+        return y[wrong][:1], np.zeros(1)
+    if y.max() < MAX_CLASSES:  # without the sort
+        index = y.astype(np.intp)
+        labels = np.flatnonzero(np.bincount(index))
+        return labels.astype(np.float64), np.bincount(index, weights=w)[labels]
+    labels, index = np.unique(y, return_inverse=True)
+    return labels, np.bincount(index, weights=w)
+
+
+def class_moments(block: Block) -> tuple[Any, ...]:
+    """One block's labels, the weight of each, and the moments of its features."""
+    return *weight_of_labels(block.y, block.w), *moments(block)
+
+
+def merge_class_moments(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Labels, their weights and the moments of two sets of rows together, for ``Blocks.reduce``."""
+    labels, index = np.unique(np.concatenate([left[0], right[0]]), return_inverse=True)
+    by_label = np.bincount(index, weights=np.concatenate([left[1], right[1]]))
+    return labels, by_label, *merge(left[2:], right[2:])  # type: ignore[arg-type]
+
+
 def class_weights(
     column: str, labels: np.ndarray, by_label: np.ndarray, declared: int | None
 ) -> np.ndarray:
@@ -58,24 +83,3 @@ def declared_classes(metadata: dict[str, Any]) -> int | None:
     if "vals" in attribute:
         return len(attribute["vals"])
     return int(attribute["num_vals"]) if "num_vals" in attribute else None
-
-
-def class_moments(block: Block) -> tuple[Any, ...]:
-    """One block's labels, the weight of each, and the moments of its features."""
-    wrong = (block.y < 0) | (block.y != np.floor(block.y))
-    if wrong.any():  # one is enough to refuse them all
-        return block.y[wrong][:1], np.zeros(1), *moments(block)
-    if block.y.max() < MAX_CLASSES:  # without the sort
-        y = block.y.astype(np.intp)
-        labels = np.flatnonzero(np.bincount(y))
-        by_label = np.bincount(y, weights=block.w)[labels]
-        return labels.astype(np.float64), by_label, *moments(block)
-    labels, index = np.unique(block.y, return_inverse=True)
-    return labels, np.bincount(index, weights=block.w), *moments(block)
-
-
-def merge_class_moments(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Both together, for ``Blocks.reduce``."""
-    labels, index = np.unique(np.concatenate([left[0], right[0]]), return_inverse=True)
-    by_label = np.bincount(index, weights=np.concatenate([left[1], right[1]]))
-    return labels, by_label, *merge(left[2:], right[2:])  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ become one NumPy or SciPy CSR matrix a batch: never a Python object for a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -247,6 +247,16 @@ class Features:
             row = np.searchsorted(X.indptr, place, side="right") - 1
             j, value = X.indices[place], X.data[place]
         raise BadRow(self.feature(int(j)), "finite numbers", str(value), int(row))
+
+
+def stacked(parts: Iterable[Matrix]) -> Matrix:
+    """Matrices one below the other; CSR if all of them are."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return parts[0]
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate(parts)
+    return sp.csr_array(sp.vstack(parts, format="csr"))
 
 
 def _unwrap_udt(column: Column) -> Column:

@@ -273,10 +273,10 @@ class CityblockTile(Tile):
     """Rows for SciPy's loop over all pairs, in float64."""
 
     def __init__(self, X: Matrix) -> None:
-        self._X = _dense(X)
+        self._X = dense_rows(X)
 
     def scores(self, Q: Matrix, out: np.ndarray) -> Scores:
-        Q = _dense(Q)
+        Q = dense_rows(Q)
         values = cdist(Q, self._X, "cityblock")
         m, d = Q.shape
         # Both sums are within half of this of the true one.
@@ -289,7 +289,8 @@ def _gemm_tile(X: Matrix, dtype: Any, squared: bool) -> Tile:
     return DenseTile(X, dtype, squared) if dense else SparseTile(X, squared)
 
 
-def _dense(X: Matrix) -> np.ndarray:
+def dense_rows(X: Matrix) -> np.ndarray:
+    """The rows (n, d), not sparse."""
     return X if isinstance(X, np.ndarray) else X.toarray()
 
 
@@ -300,6 +301,15 @@ def _gamma(n: int, unit: float) -> float:
 def _power_of_two(lengths: Any) -> Any:
     """The smallest powers of two above the lengths; 1 for a length of 0."""
     return np.where(np.equal(lengths, 0), 1.0, np.ldexp(1.0, np.frexp(lengths)[1]))[()]
+
+
+def squared_norms(X: Matrix) -> np.ndarray:
+    """Squared lengths of rows, float64 (n,)."""
+    if isinstance(X, np.ndarray):
+        return np.einsum("ij,ij->i", X, X, dtype=np.float64)
+    squares = sp.csr_array((X.data**2, X.indices, X.indptr), shape=X.shape)
+    norms: np.ndarray = squares @ np.ones(X.shape[1])
+    return norms
 
 
 def _squares(X: Matrix) -> np.ndarray:

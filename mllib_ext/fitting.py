@@ -37,6 +37,10 @@ class FitsOverBlocks(Estimator[Any]):
         """The round that a fit begins with, to be computed while blocks are written."""
         return None
 
+    def _driver_bytes(self) -> int:
+        """Data of so many bytes, or fewer, are trained on the driver."""
+        return DRIVER_BYTES
+
     def _finish(self, model: Any, dataset: DataFrame) -> Any:
         """What a model is told of its training data."""
         return model
@@ -111,7 +115,7 @@ def training_blocks(estimator: Any, dataset: DataFrame) -> Blocks:
         label=label,
         weight=weight,
         block_bytes=_block_bytes(estimator),
-        driver_bytes=DRIVER_BYTES,
+        driver_bytes=estimator._driver_bytes(),
         ahead=estimator._first_round(),
         depth=_depth(estimator),
     )

@@ -119,6 +119,11 @@ ENTRIES = {
         values=SUPERVISED,
         state=("features", "labels", "itemWeights"),
     ),
+    "KernelSVC": Entry(
+        fit={"featuresCol": "dense", "labelCol": "three", "C": 10.0},
+        values={**SUPERVISED, "classWeight": "balanced"},
+        state=("supportVectors", "dualCoef", "intercepts", "numClasses"),
+    ),
     "BisectingKMeans": Entry(
         **CLUSTERING,
         twin=mllib_clustering.BisectingKMeans,

@@ -9,7 +9,8 @@ import scipy.sparse as sp
 from arrays import block
 from mllib_ext import huber, objective
 from mllib_ext.blockfile import Handle, numbered
-from mllib_ext.classification.logistic_regression import class_moments, merge_class_moments
+from mllib_ext.classes import merge_class_moments
+from mllib_ext.classification.logistic_regression import class_moments
 from mllib_ext.losses import Logistic, Multinomial
 from mllib_ext.moments import Summary, merge, moments
 from mllib_ext.partials import of_partition, total

@@ -1,12 +1,20 @@
 """Classification: the interface of ``pyspark.ml.classification``."""
 
+from mllib_ext.classification.kernel_svc import KernelSVC, KernelSVCModel
 from mllib_ext.classification.linear_svc import LinearSVC, LinearSVCModel
 from mllib_ext.classification.logistic_regression import (
     LogisticRegression,
     LogisticRegressionModel,
 )
 
-__all__ = ["LinearSVC", "LinearSVCModel", "LogisticRegression", "LogisticRegressionModel"]
+__all__ = [
+    "KernelSVC",
+    "KernelSVCModel",
+    "LinearSVC",
+    "LinearSVCModel",
+    "LogisticRegression",
+    "LogisticRegressionModel",
+]
 
 # A saved model records this path: files may move below it without breaking what users saved.
 for _name in __all__:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from mllib_ext.clustering.space import Space, squared_norms
+from mllib_ext.clustering.space import Space
 from mllib_ext.columns import Matrix
+from mllib_ext.distances import squared_norms
 
 # Rows whose sums are taken at once: enough that adding up (k, d) matrices of them costs little,
 # few enough for float32 to add.

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 
-from mllib_ext.columns import Matrix
+from mllib_ext.distances import squared_norms
 
 if TYPE_CHECKING:
     from mllib_ext.blockfile import Block
@@ -86,12 +85,3 @@ def rows_of_zeros(block: Block) -> tuple[Any, ...]:
 
 # By pyspark.ml's names of the distances: the space, and the round that finds it.
 SPACES = {"euclidean": (euclidean, weighted_sum), "cosine": (cosine, rows_of_zeros)}
-
-
-def squared_norms(X: Matrix) -> np.ndarray:
-    """Squared lengths of rows, float64 (n,)."""
-    if isinstance(X, np.ndarray):
-        return np.einsum("ij,ij->i", X, X, dtype=np.float64)
-    squares = sp.csr_array((X.data**2, X.indices, X.indptr), shape=X.shape)
-    norms: np.ndarray = squares @ np.ones(X.shape[1])
-    return norms

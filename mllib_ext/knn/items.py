@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import scipy.sparse as sp
 from pyspark.sql import Column
 from pyspark.sql.types import DataType, IntegralType, StringType, StructType
 
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import BadRow, Features, Matrix, data_type, quoted
+from mllib_ext.columns import BadRow, Features, Matrix, data_type, quoted, stacked
 from mllib_ext.distances import Metric
 
 # --- ids ---------------------------------------------------------------------------------------
@@ -131,16 +130,6 @@ class Items:
         ids = np.sort(self.ids)
         twice = ids[1:][ids[1:] == ids[:-1]]
         return self.codes.decode(twice[:1])[0].as_py() if len(twice) else None
-
-
-def stacked(parts: Iterable[Matrix]) -> Matrix:
-    """Matrices one below the other; CSR if all of them are."""
-    parts = list(parts)
-    if len(parts) == 1:
-        return parts[0]
-    if all(isinstance(part, np.ndarray) for part in parts):
-        return np.concatenate(parts)
-    return sp.csr_array(sp.vstack(parts, format="csr"))
 
 
 def n_bytes(X: Matrix) -> int:

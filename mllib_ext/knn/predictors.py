@@ -19,9 +19,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mllib_ext.base import HasFeatures, Output, as_row, with_predictions
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import BadRow, Features, Matrix, data_type, number
+from mllib_ext.columns import BadRow, Features, Matrix, data_type, number, stacked
 from mllib_ext.fitting import FitsOverBlocks
-from mllib_ext.knn.items import refuse_zeros, stacked
+from mllib_ext.knn.items import refuse_zeros
 from mllib_ext.knn.params import HasNeighbors
 from mllib_ext.knn.votes import LabelledRows, Settings
 from mllib_ext.mapped import Mapped

@@ -1,0 +1,318 @@
+r"""Cascade SVM (Graf, Cosatto, Bottou, Durdanovic & Vapnik 2004), run until it is exact.
+
+The dual problem of :mod:`mllib_ext.kernel_machine` over a data set of blocks. A pass:
+
+1. Every block scans its rows under the machine of all so far. Rows that violate their KKT
+   condition, a random choice where they are very many, join the global support vectors; the block
+   solves the problem of both and keeps the support vectors.
+2. What blocks kept is merged in pairs, each the problem of the union, the last one on the driver:
+   the next machine, which goes back to every block.
+
+A union holds the support vectors of either side, so that no merge lowers the dual objective, and a
+pass that found violators raises it: passes end, and where no row violates its condition by more
+than the tolerance the machine is that of all rows. The first machine is of a sample of each class,
+so that every block, whatever it holds, has rows of all classes before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from mllib_ext.blockfile import Block
+from mllib_ext.classes import weight_of_labels
+from mllib_ext.kernel_machine import Machine, Rows
+from mllib_ext.kernels import Kernel
+from mllib_ext.moments import moments
+from mllib_ext.optimizers.loop import Callback, Result, Rule, Settings, State, iterate, setting
+
+# Rows of each class that the first machine is of: solved in well under a second.
+SAMPLE = 500
+# Violators of one block that join in one pass: their problem takes seconds, not minutes.
+MOST_VIOLATORS = 5_000
+# Places of a row in its partition; ids have the partition's number above them.
+PLACES = 1 << 40
+# The sample is the same for everyone; what a fit converges to does not depend on it.
+SEED = 0
+
+
+class Rounds(Protocol):
+    """What the cascade asks of a data set: see :class:`mllib_ext.blocks.Blocks`."""
+
+    def reduce(self, stage: Any, merge: Any, *parameters: Any) -> tuple[Any, ...]: ...
+    def drain(self) -> tuple[Any, ...]: ...
+
+
+class TooManySupportVectors(ValueError):
+    """More rows than a machine may hold would be support vectors."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is solved.
+
+    Attributes
+    ----------
+    kernel : Kernel
+    labels : ndarray, shape (k,)
+        The labels that occur, ascending: the classes 0 .. k-1 of :class:`Rows`.
+    bounds : ndarray, shape (k,)
+        C of the rows of each class, of weight 1.
+    max_support_vectors : int
+    sample : int
+        Rows of each class that the first machine is of.
+    most_violators : int
+        Of one block, that join the support vectors in one pass.
+    """
+
+    kernel: Kernel
+    labels: np.ndarray
+    bounds: np.ndarray
+    max_support_vectors: int
+    sample: int = SAMPLE
+    most_violators: int = MOST_VIOLATORS
+
+    def rows(self, block: Block, places: np.ndarray) -> Rows:
+        """Rows of a block, by their places in it."""
+        y = np.searchsorted(self.labels, block.y[places])
+        X = block.X[places].astype(np.float64)
+        return Rows(row_ids(block)[places], X, y, self.bounds[y] * block.w[places])
+
+    def solved(self, rows: Rows, tol: float) -> Machine:
+        """The machine of some rows."""
+        # Half the tolerance: a row that a solution leaves out is not at once a violator again.
+        return Machine.solved(self.kernel, rows, len(self.labels), tol / 2)
+
+
+@dataclass(frozen=True)
+class CascadeSettings(Settings):
+    """``tol`` is what a KKT condition may be violated by, ``max_iter`` counts passes."""
+
+    tol: float = setting(1e-3, low=0, low_open=True, tunable=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cascade(State):
+    """A machine, and what a scan of all rows says of it.
+
+    ``loss`` is the dual objective as it is minimised, so the lower the better; ``gradient_norm``
+    the worst violation of a KKT condition among the rows that are no support vectors.
+
+    Attributes
+    ----------
+    machine : Machine
+    n_violators : int
+        Rows that violate a condition by more than the tolerance.
+    merged : Machine or None
+        That of the next pass; None where nothing is violated.
+    """
+
+    machine: Machine
+    n_violators: int
+    merged: Machine | None
+
+    @property
+    def dual_objective(self) -> float:
+        return -self.loss
+
+    @property
+    def n_support_vectors(self) -> int:
+        return len(self.machine)
+
+    @property
+    def worst_violation(self) -> float:
+        return self.gradient_norm
+
+
+def conditions_hold(losses: Sequence[float], state: State, settings: Settings) -> bool:
+    """No row violates its KKT condition by more than ``tol``."""
+    assert isinstance(state, Cascade)
+    return state.n_violators == 0
+
+
+STOPPING: dict[str, Rule] = {"kkt": conditions_hold}
+
+
+def fit(
+    rounds: Rounds,
+    problem: Problem,
+    settings: CascadeSettings,
+    callbacks: Sequence[Callback] = (),
+) -> Result[Cascade]:
+    """Pass until no row violates its KKT condition.
+
+    Raises
+    ------
+    TooManySupportVectors
+    RuntimeError
+        Rows stand in other places than before.
+    """
+    _, sample = rounds.reduce(partial(drawn, problem), partial(sampled, problem))
+    machine = problem.solved(sample, settings.tol)
+    return iterate(
+        partial(step, rounds, problem),
+        evaluated(rounds, problem, machine, settings.tol),
+        settings,
+        callbacks,
+        stopping=STOPPING,
+        drain=rounds.drain,
+        divergence=math.inf,
+    )
+
+
+def step(rounds: Rounds, problem: Problem, state: Cascade, settings: CascadeSettings) -> Cascade:
+    """Take over what the last scan's violators made of the machine."""
+    assert state.merged is not None
+    return evaluated(rounds, problem, state.merged, settings.tol)
+
+
+def evaluated(rounds: Rounds, problem: Problem, machine: Machine, tol: float) -> Cascade:
+    """A machine as a state: one pass."""
+    node, merge = partial(scanned, problem, tol), partial(merged, problem, tol)
+    found: Pass = rounds.reduce(node, merge, machine)[0]
+    most = problem.max_support_vectors
+    if max(found.excess, len(machine)) > most:
+        raise TooManySupportVectors(
+            f"param maxSupportVectors: expected up to {most} support vectors, found "
+            f"{max(found.excess, len(machine))} among a part of the rows: raise it, or make C or "
+            "gamma smaller, or use a kernel approximation (random features) with LinearSVC, which "
+            "holds no rows"
+        )
+    if found.moved:
+        raise RuntimeError(
+            f"{found.moved} support vectors are not where they were found: the DataFrame gave its "
+            "rows in another order when lost blocks were built again; cache or checkpoint it"
+        )
+    return Cascade(
+        loss=-machine.dual_objective(problem.kernel),
+        gradient_norm=max(found.worst, 0.0),
+        machine=machine,
+        n_violators=found.n_violators,
+        merged=found.machine,
+    )
+
+
+# --- the sample ----------------------------------------------------------------------------------
+
+
+def overview(block: Block) -> tuple[Any, ...]:
+    """One block's labels, the weight of each, and moments of its rows with a weight above 0."""
+    counted = Block(block.X, block.y, (block.w > 0).astype(np.float64), block.id)
+    return *weight_of_labels(block.y, block.w), *moments(counted)
+
+
+def drawn(problem: Problem, block: Block) -> tuple[np.ndarray, Rows]:
+    """Random numbers, ascending, and the rows of a block that drew the lowest of their class."""
+    numbers = np.random.default_rng([SEED, block.start, block.partition]).random(block.n)
+    places = np.flatnonzero(block.w > 0)
+    y = np.searchsorted(problem.labels, block.y[places])
+    places = places[_lowest(numbers[places], y, problem.sample)]
+    return numbers[places], problem.rows(block, places)
+
+
+def sampled(
+    problem: Problem, left: tuple[np.ndarray, Rows], right: tuple[np.ndarray, Rows]
+) -> tuple[np.ndarray, Rows]:
+    """The lowest numbers of both."""
+    numbers = np.concatenate([left[0], right[0]])
+    rows = left[1].followed_by(right[1])
+    places = _lowest(numbers, rows.y, problem.sample)
+    return numbers[places], rows.take(places)
+
+
+def _lowest(numbers: np.ndarray, y: np.ndarray, n: int) -> np.ndarray:
+    """The places of each class's n lowest numbers, or of all that it has."""
+    order = np.lexsort((numbers, y))
+    starts = np.searchsorted(y[order], y[order])  # where the class of each begins
+    lowest: np.ndarray = np.sort(order[np.arange(len(y)) - starts < n])
+    return lowest
+
+
+# --- a pass --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What some blocks found in a pass.
+
+    Attributes
+    ----------
+    n_violators : int
+    worst : float
+        The largest violation; negative where every condition holds.
+    machine : Machine or None
+        Of the global support vectors and the violators that joined them; None without violators.
+    excess : int
+        The size of a machine that was too large to keep.
+    moved : int
+        Support vectors that are not where they were.
+    """
+
+    n_violators: int
+    worst: float
+    machine: Machine | None = None
+    excess: int = 0
+    moved: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.machine.nbytes if self.machine is not None else 8
+
+
+def scanned(problem: Problem, tol: float, block: Block, machine: Machine) -> tuple[Pass]:
+    """One node of the cascade: a block's violators, solved together with the support vectors."""
+    ids = row_ids(block)
+    known = np.isin(ids, machine.rows.id)
+    places = np.flatnonzero(~known & (block.w > 0))
+    y = np.searchsorted(problem.labels, block.y[places])
+    violations = machine.violations(problem.kernel, block.X[places], y)
+    worst = float(violations.max(initial=-np.inf))
+    moved = _moved(block, np.flatnonzero(known), machine.rows)
+    violators = np.flatnonzero(violations > tol)
+    if moved or not len(violators):
+        return (Pass(len(violators), worst, moved=moved),)
+    # Not the worst: they are outliers, and a machine of outliers is no start for the next pass.
+    rng = np.random.default_rng([SEED, block.start, block.partition])
+    order = rng.permutation(len(violators))[: problem.most_violators]
+    joining = problem.rows(block, np.sort(places[violators[order]]))
+    solved = problem.solved(machine.rows.union(joining), tol)
+    return (_limited(problem, len(violators), worst, solved),)
+
+
+def merged(problem: Problem, tol: float, left: tuple[Pass], right: tuple[Pass]) -> tuple[Pass]:
+    """Two nodes' support vectors as one machine, solved where both found violators."""
+    (a,), (b,) = left, right
+    n_violators, worst = a.n_violators + b.n_violators, max(a.worst, b.worst)
+    if a.excess or b.excess or a.moved or b.moved:
+        excess, moved = max(a.excess, b.excess), a.moved + b.moved
+        return (Pass(n_violators, worst, excess=excess, moved=moved),)
+    if a.machine is None or b.machine is None:
+        return (Pass(n_violators, worst, a.machine or b.machine),)
+    solved = problem.solved(a.machine.rows.union(b.machine.rows), tol)
+    return (_limited(problem, n_violators, worst, solved),)
+
+
+def _limited(problem: Problem, n_violators: int, worst: float, machine: Machine) -> Pass:
+    if len(machine) > problem.max_support_vectors:
+        return Pass(n_violators, worst, excess=len(machine))
+    return Pass(n_violators, worst, machine)
+
+
+def row_ids(block: Block) -> np.ndarray:
+    """Partition and place of a block's rows as one number each (n,), int64."""
+    first = block.partition * PLACES + block.start
+    return np.arange(first, first + block.n, dtype=np.int64)
+
+
+def _moved(block: Block, places: np.ndarray, rows: Rows) -> int:
+    """How many of a block's rows at these places are not the support vectors of their ids."""
+    order = np.argsort(rows.id)
+    found = order[np.searchsorted(rows.id[order], row_ids(block)[places])]
+    ours, theirs = block.X[places].astype(np.float64), rows.X[found]
+    differ: Any = ours != theirs
+    return int(np.count_nonzero(np.asarray(differ.sum(axis=1))))
