@@ -29,6 +29,7 @@ from mllib_ext.fitting import training_blocks
 from mllib_ext.job.benchmark import Comparison, Line, alternate
 from mllib_ext.job.benchmark_data import as_arrays
 from mllib_ext.job.compare_neighbors import compare_neighbors
+from mllib_ext.job.compare_svm import compare_svm
 from mllib_ext.losses import Logistic
 from mllib_ext.objective import value_and_gradient
 from mllib_ext.regression import LinearRegression
@@ -360,4 +361,5 @@ TASKS: dict[str, Callable[[SparkSession, DataFrame, int], list[Comparison]]] = {
     "round": compare_round,
     "predict": compare_predict,
     "neighbors": compare_neighbors,
+    "svm": compare_svm,
 }
