@@ -20,7 +20,10 @@ TIGHT: dict[str, Any] = {"tol": 1e-10, "maxIter": 300}
 
 
 def frame(spark, X, y, parts=2):
-    rows = [(Vectors.dense(x), float(t), float(w)) for x, t, w in zip(X, y, W, strict=False)]
+    rows = [
+        (Vectors.dense(x), float(t), float(w))
+        for x, t, w in zip(X, y, np.resize(W, len(y)), strict=True)
+    ]
     return spark.createDataFrame(rows, ["features", "label", "w"]).repartition(parts)
 
 
@@ -112,8 +115,7 @@ def test_partitions_an_empty_one_among_them_do_not_change_the_model(
     spark, fitted, parts, monkeypatch
 ):
     monkeypatch.setattr(fitting, "DRIVER_BYTES", 0)
-    X, y = CANCER
-    df = frame(spark, X, y, parts)
+    df = frame(spark, CANCER[0], CANCER[1], parts)
     df = df.union(df.limit(0)) if parts == 1 else df
     model, whole = LinearSVC(regParam=0.01).fit(df), fitted(regParam=0.01)
     # Sums in another order, amplified by the last Newton systems.
