@@ -158,9 +158,17 @@ ENTRIES = {
         same_optimum=False,
     ),
     "LinearSVR": Entry(
-        fit={"featuresCol": "dense", "labelCol": "number"},
+        # Squared: without a gradient any intercept between two residuals may be the best.
+        fit={
+            "featuresCol": "dense",
+            "labelCol": "number",
+            "loss": "squared_epsilon_insensitive",
+            "regParam": 0.5,
+            **TIGHT,
+        },
         values=SUPERVISED,
         state=("coefficients", "intercept"),
+        evaluator=lambda: RegressionEvaluator(labelCol="number"),
     ),
     "LogisticRegression": Entry(
         fit={"featuresCol": "dense", "labelCol": "two", "regParam": 0.02, **TIGHT},
