@@ -242,7 +242,7 @@ class Case:
 CASES = {cls.__name__: cls for cls in exported()}
 TWINS = [name for name in CASES if name not in ENTRIES or ENTRIES[name].twin]
 PREDICTORS = [name for name in CASES if name not in ENTRIES or ENTRIES[name].evaluator]
-REACHED = [name for name in TWINS if name not in ENTRIES or ENTRIES[name].same_optimum]
+REACHED = [n for n in PREDICTORS if n in TWINS and (n not in ENTRIES or ENTRIES[n].same_optimum)]
 CLASSIFIERS = [name for name in TWINS if hasattr(CASES[name], "setProbabilityCol")]
 
 
