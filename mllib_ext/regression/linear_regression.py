@@ -16,30 +16,22 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 from pyspark import SparkContext, keyword_only
 from pyspark.ml.common import _py2java
-from pyspark.ml.linalg import Vector
-from pyspark.ml.regression import RegressionModel, Regressor, _LinearRegressionParams
+from pyspark.ml.regression import Regressor, _LinearRegressionParams
 from pyspark.ml.util import GeneralMLWriter
 from pyspark.ml.wrapper import JavaWrapper
 from pyspark.sql import DataFrame
 
 from mllib_ext.base import (
-    Output,
-    Trained,
-    as_row,
-    compressed,
     dense,
     frozen,
-    with_predictions,
 )
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import Matrix
 from mllib_ext.huber import Huber
 from mllib_ext.linear import (
     SOLVERS,
@@ -57,6 +49,7 @@ from mllib_ext.losses import SquaredError
 from mllib_ext.moments import Summary, comoments, merge, moments_with_label
 from mllib_ext.optimizers.newton import solve
 from mllib_ext.persistence import ArraysOrPmmlWriter, SavesParams
+from mllib_ext.regression.linear_predictor import LinearPredictor
 from mllib_ext.second_moments import SecondMoments
 from mllib_ext.summaries import HasLinearRegressionSummary, inverse_diagonal
 
@@ -68,9 +61,8 @@ GRAM_FEATURES = 1024
 
 class LinearRegressionModel(  # type: ignore[misc]
     HasLinearRegressionSummary,
-    Trained,
+    LinearPredictor,
     RegressionParams,
-    RegressionModel[Vector],
     _LinearRegressionParams,
 ):
     """Model fitted by :class:`LinearRegression`.
@@ -86,40 +78,13 @@ class LinearRegressionModel(  # type: ignore[misc]
     _arrays = ("coefficients", "intercept", "scale")
 
     def __init__(self, coefficients: Any, intercept: Any, scale: Any = 1.0) -> None:
-        super().__init__()
-        self._coefficients, self._intercept = frozen(coefficients), frozen(intercept)
+        super().__init__(coefficients, intercept)
         self._scale = frozen(scale)
-
-    @property
-    def numFeatures(self) -> int:
-        """Number of features."""
-        return len(self._coefficients)
-
-    @property
-    def coefficients(self) -> Vector:
-        """Coefficients (d,); as in pyspark.ml, sparse if that takes much less space."""
-        return compressed(self._coefficients)
-
-    @property
-    def intercept(self) -> float:
-        """Intercept."""
-        return float(self._intercept)
 
     @property
     def scale(self) -> float:
         """What Huber's loss divides residuals by; 1 for squared error."""
         return float(self._scale)
-
-    def predict(self, value: Vector) -> float:
-        """The prediction for one row."""
-        X = as_row(value, self.numFeatures)
-        return float(_predict(self._coefficients, self.intercept, "y", X)["y"][0])
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        name = self.getPredictionCol()
-        predict = partial(_predict, self._coefficients, self.intercept, name)
-        outputs = {name: Output("double", {})}
-        return with_predictions(self, dataset, self.numFeatures, outputs, predict)
 
     def write(self) -> GeneralMLWriter:
         """A writer; ``model.write().format("pmml").save(path)`` writes PMML."""
@@ -134,9 +99,6 @@ class LinearRegressionModel(  # type: ignore[misc]
             self.intercept,
             self.scale,
         )
-
-    def __repr__(self) -> str:
-        return f"LinearRegressionModel: uid={self.uid}, numFeatures={self.numFeatures}"
 
 
 class LinearRegression(
@@ -367,7 +329,3 @@ class LinearRegression(
 def comoments_of_few(block: Block) -> Any:
     """What ``solver="auto"`` begins with: of many features it wants no products."""
     return comoments(block) if block.X.shape[1] <= GRAM_FEATURES else moments_with_label(block)
-
-
-def _predict(coefficients: np.ndarray, intercept: float, name: str, X: Matrix) -> dict[str, Any]:
-    return {name: X @ coefficients + intercept}

@@ -12,12 +12,10 @@ this times ``C W`` for :math:`\lambda = 1 / (C W)`, where it has no intercept to
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 from pyspark import keyword_only
-from pyspark.ml.linalg import Vector
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import (
     HasAggregationDepth,
@@ -29,19 +27,20 @@ from pyspark.ml.param.shared import (
     HasTol,
     HasWeightCol,
 )
-from pyspark.ml.regression import RegressionModel, Regressor
+from pyspark.ml.regression import Regressor
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import Output, Trained, as_row, compressed, frozen, with_predictions
+from mllib_ext.base import frozen
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import Matrix, data_type
+from mllib_ext.columns import data_type
 from mllib_ext.hinges import EpsilonInsensitive, SquaredEpsilonInsensitive
 from mllib_ext.linear import centred
 from mllib_ext.linear_svm import Piecewise, SVMEstimator, SVMParams, gap_of
 from mllib_ext.losses import Loss
 from mllib_ext.moments import Summary, merge, moments_with_label
 from mllib_ext.persistence import SavesParams
+from mllib_ext.regression.linear_predictor import LinearPredictor
 
 
 class LinearSVRParams(
@@ -73,7 +72,7 @@ class LinearSVRParams(
         return self.getOrDefault(self.epsilon)
 
 
-class LinearSVRModel(Trained, LinearSVRParams, RegressionModel[Vector]):  # type: ignore[misc]
+class LinearSVRModel(LinearPredictor, LinearSVRParams):  # type: ignore[misc]
     """Model fitted by :class:`LinearSVR`.
 
     Parameters
@@ -87,43 +86,13 @@ class LinearSVRModel(Trained, LinearSVRParams, RegressionModel[Vector]):  # type
     _arrays = ("coefficients", "intercept", "gap")
 
     def __init__(self, coefficients: Any, intercept: Any, gap: Any = np.nan) -> None:
-        super().__init__()
-        self._coefficients, self._intercept = frozen(coefficients), frozen(intercept)
+        super().__init__(coefficients, intercept)
         self._gap = frozen(gap)
 
     @property
     def gap(self) -> float:
         """The objective is proved to be at most so much above its minimum; NaN if squared."""
         return float(self._gap)
-
-    @property
-    def numFeatures(self) -> int:
-        """Number of features."""
-        return len(self._coefficients)
-
-    @property
-    def coefficients(self) -> Vector:
-        """Coefficients (d,), sparse if that takes much less space."""
-        return compressed(self._coefficients)
-
-    @property
-    def intercept(self) -> float:
-        """Intercept."""
-        return float(self._intercept)
-
-    def predict(self, value: Vector) -> float:
-        """The prediction for one row."""
-        X = as_row(value, self.numFeatures)
-        return float(_predict(self._coefficients, self.intercept, "y", X)["y"][0])
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        name = self.getPredictionCol()
-        predict = partial(_predict, self._coefficients, self.intercept, name)
-        outputs = {name: Output("double", {})}
-        return with_predictions(self, dataset, self.numFeatures, outputs, predict)
-
-    def __repr__(self) -> str:
-        return f"LinearSVRModel: uid={self.uid}, numFeatures={self.numFeatures}"
 
 
 class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesParams):
@@ -226,7 +195,3 @@ def merge_moments_and_range(left: tuple[Any, ...], right: tuple[Any, ...]) -> tu
     """Both together, for ``Blocks.reduce``."""
     joined = merge(left[2:], right[2:])  # type: ignore[arg-type]
     return min(left[0], right[0]), max(left[1], right[1]), *joined
-
-
-def _predict(coefficients: np.ndarray, intercept: float, name: str, X: Matrix) -> dict[str, Any]:
-    return {name: X @ coefficients + intercept}
