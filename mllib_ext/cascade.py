@@ -3,10 +3,11 @@ r"""Cascade SVM (Graf, Cosatto, Bottou, Durdanovic & Vapnik 2004), run until it 
 The dual problem of :mod:`mllib_ext.kernel_machine` over a data set of blocks. A pass:
 
 1. Every block scans its rows under the machine of all so far. Rows that violate their KKT
-   condition, a random choice where they are very many, join the global support vectors; the block
-   solves the problem of both and keeps the support vectors.
-2. What blocks kept is merged in pairs, each the problem of the union, the last one on the driver:
-   the next machine, which goes back to every block.
+   condition, a random choice where they are very many, join the global support vectors. Where
+   they are more than these the block solves the problem of both and keeps its support vectors:
+   it sieves; else it passes its violators on.
+2. What blocks keep is united in pairs by the ids of the rows, solved on the way where it has become
+   much, and last on the driver: the next machine, which goes back to every block.
 
 A union holds the support vectors of either side, so that no merge lowers the dual objective, and a
 pass that found violators raises it: passes end, and where no row violates its condition by more
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ import numpy as np
 
 from mllib_ext.blockfile import Block
 from mllib_ext.classes import weight_of_labels
+from mllib_ext.columns import Matrix
 from mllib_ext.kernel_machine import Machine, Rows
 from mllib_ext.kernels import Kernel
 from mllib_ext.moments import moments
@@ -35,6 +37,8 @@ from mllib_ext.optimizers.loop import Callback, Result, Rule, Settings, State, i
 SAMPLE = 500
 # Violators of one block that join in one pass: their problem takes seconds, not minutes.
 MOST_VIOLATORS = 5_000
+# Violators and support vectors of several blocks that one solution, of seconds, sieves at once.
+MOST_WAITING = 10_000
 # Places of a row in its partition; ids have the partition's number above them.
 PLACES = 1 << 40
 # The sample is the same for everyone; what a fit converges to does not depend on it.
@@ -46,6 +50,35 @@ class Rounds(Protocol):
 
     def reduce(self, stage: Any, merge: Any, *parameters: Any) -> tuple[Any, ...]: ...
     def drain(self) -> tuple[Any, ...]: ...
+
+
+class AnyMachine(Protocol):
+    """Support vectors, and what a scan asks of them: see :class:`Machine`."""
+
+    @property
+    def rows(self) -> Rows: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def violations(self, kernel: Kernel, X: Matrix, y: np.ndarray) -> np.ndarray: ...
+    def dual_objective(self, kernel: Kernel) -> float: ...
+
+
+class Task(Protocol):
+    """What the cascade asks of a problem: see :class:`Problem`."""
+
+    @property
+    def kernel(self) -> Kernel: ...
+    @property
+    def max_support_vectors(self) -> int: ...
+    @property
+    def most_violators(self) -> int: ...
+    @property
+    def most_waiting(self) -> int: ...
+    def classes(self, block: Block, places: np.ndarray) -> np.ndarray: ...
+    def rows(self, block: Block, places: np.ndarray) -> Rows: ...
+    def drawn(self, numbers: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray: ...
+    def solved(self, rows: Rows, tol: float) -> Any: ...
 
 
 class TooManySupportVectors(ValueError):
@@ -68,6 +101,8 @@ class Problem:
         Rows of each class that the first machine is of.
     most_violators : int
         Of one block, that join the support vectors in one pass.
+    most_waiting : int
+        Rows that are put together before they are solved.
     """
 
     kernel: Kernel
@@ -76,12 +111,24 @@ class Problem:
     max_support_vectors: int
     sample: int = SAMPLE
     most_violators: int = MOST_VIOLATORS
+    most_waiting: int = MOST_WAITING
+
+    def classes(self, block: Block, places: np.ndarray) -> np.ndarray:
+        """The classes of a block's rows, by their places in it."""
+        return np.searchsorted(self.labels, block.y[places])
 
     def rows(self, block: Block, places: np.ndarray) -> Rows:
         """Rows of a block, by their places in it."""
-        y = np.searchsorted(self.labels, block.y[places])
+        y = self.classes(block, places)
         X = block.X[places].astype(np.float64)
         return Rows(row_ids(block)[places], X, y, self.bounds[y] * block.w[places])
+
+    def drawn(self, numbers: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """The places of the rows that drew the lowest numbers of each class, as many as asked."""
+        order = np.lexsort((numbers, y))
+        starts = np.searchsorted(y[order], y[order])  # where the class of each begins
+        lowest: np.ndarray = np.sort(order[np.arange(len(y)) - starts < self.sample])
+        return lowest
 
     def solved(self, rows: Rows, tol: float) -> Machine:
         """The machine of some rows."""
@@ -105,16 +152,16 @@ class Cascade(State):
 
     Attributes
     ----------
-    machine : Machine
+    machine : AnyMachine
     n_violators : int
         Rows that violate a condition by more than the tolerance.
-    merged : Machine or None
-        That of the next pass; None where nothing is violated.
+    found : Pass
+        What the scan brought for the next machine.
     """
 
-    machine: Machine
+    machine: AnyMachine
     n_violators: int
-    merged: Machine | None
+    found: Pass
 
     @property
     def dual_objective(self) -> float:
@@ -140,7 +187,7 @@ STOPPING: dict[str, Rule] = {"kkt": conditions_hold}
 
 def fit(
     rounds: Rounds,
-    problem: Problem,
+    problem: Task,
     settings: CascadeSettings,
     callbacks: Sequence[Callback] = (),
 ) -> Result[Cascade]:
@@ -152,7 +199,7 @@ def fit(
     RuntimeError
         Rows stand in other places than before.
     """
-    _, sample = rounds.reduce(partial(drawn, problem), partial(sampled, problem))
+    *_, sample = rounds.reduce(partial(drawn, problem), partial(sampled, problem))
     machine = problem.solved(sample, settings.tol)
     return iterate(
         partial(step, rounds, problem),
@@ -165,13 +212,17 @@ def fit(
     )
 
 
-def step(rounds: Rounds, problem: Problem, state: Cascade, settings: CascadeSettings) -> Cascade:
-    """Take over what the last scan's violators made of the machine."""
-    assert state.merged is not None
-    return evaluated(rounds, problem, state.merged, settings.tol)
+def step(rounds: Rounds, problem: Task, state: Cascade, settings: CascadeSettings) -> Cascade:
+    """Solve what the last scan found, the last merge of the cascade, and scan again."""
+    machine, found = state.found.machine, state.found.rows
+    if machine is None:
+        assert found is not None
+        # With the support vectors, so that the dual objective rises whatever was found.
+        machine = problem.solved(state.machine.rows.union(found), settings.tol)
+    return evaluated(rounds, problem, machine, settings.tol)
 
 
-def evaluated(rounds: Rounds, problem: Problem, machine: Machine, tol: float) -> Cascade:
+def evaluated(rounds: Rounds, problem: Task, machine: AnyMachine, tol: float) -> Cascade:
     """A machine as a state: one pass."""
     node, merge = partial(scanned, problem, tol), partial(merged, problem, tol)
     found: Pass = rounds.reduce(node, merge, machine)[0]
@@ -193,7 +244,7 @@ def evaluated(rounds: Rounds, problem: Problem, machine: Machine, tol: float) ->
         gradient_norm=max(found.worst, 0.0),
         machine=machine,
         n_violators=found.n_violators,
-        merged=found.machine,
+        found=found,
     )
 
 
@@ -206,31 +257,25 @@ def overview(block: Block) -> tuple[Any, ...]:
     return *weight_of_labels(block.y, block.w), *moments(counted)
 
 
-def drawn(problem: Problem, block: Block) -> tuple[np.ndarray, Rows]:
-    """Random numbers, ascending, and the rows of a block that drew the lowest of their class."""
+def drawn(problem: Task, block: Block) -> tuple[np.ndarray, np.ndarray, Rows]:
+    """Random numbers and weights of the rows of a block that are in its sample, and the rows."""
     numbers = np.random.default_rng([SEED, block.start, block.partition]).random(block.n)
     places = np.flatnonzero(block.w > 0)
-    y = np.searchsorted(problem.labels, block.y[places])
-    places = places[_lowest(numbers[places], y, problem.sample)]
-    return numbers[places], problem.rows(block, places)
+    y = problem.classes(block, places)
+    places = places[problem.drawn(numbers[places], y, block.w[places])]
+    return numbers[places], block.w[places], problem.rows(block, places)
 
 
 def sampled(
-    problem: Problem, left: tuple[np.ndarray, Rows], right: tuple[np.ndarray, Rows]
-) -> tuple[np.ndarray, Rows]:
-    """The lowest numbers of both."""
-    numbers = np.concatenate([left[0], right[0]])
-    rows = left[1].followed_by(right[1])
-    places = _lowest(numbers, rows.y, problem.sample)
-    return numbers[places], rows.take(places)
-
-
-def _lowest(numbers: np.ndarray, y: np.ndarray, n: int) -> np.ndarray:
-    """The places of each class's n lowest numbers, or of all that it has."""
-    order = np.lexsort((numbers, y))
-    starts = np.searchsorted(y[order], y[order])  # where the class of each begins
-    lowest: np.ndarray = np.sort(order[np.arange(len(y)) - starts < n])
-    return lowest
+    problem: Task,
+    left: tuple[np.ndarray, np.ndarray, Rows],
+    right: tuple[np.ndarray, np.ndarray, Rows],
+) -> tuple[np.ndarray, np.ndarray, Rows]:
+    """The sample of two samples."""
+    numbers, w = (np.concatenate([left[i], right[i]]) for i in (0, 1))
+    rows = left[2].followed_by(right[2])
+    places = problem.drawn(numbers, rows.y, w)
+    return numbers[places], w[places], rows.take(places)
 
 
 # --- a pass --------------------------------------------------------------------------------------
@@ -245,8 +290,12 @@ class Pass:
     n_violators : int
     worst : float
         The largest violation; negative where every condition holds.
+    rows : Rows or None
+        Violators, or the support vectors of a solution; None without violators.
     machine : Machine or None
-        Of the global support vectors and the violators that joined them; None without violators.
+        The solution of which ``rows`` are the support vectors.
+    feasible : bool
+        ``rows`` hold a solution, which began from the global support vectors.
     excess : int
         The size of a machine that was too large to keep.
     moved : int
@@ -255,21 +304,28 @@ class Pass:
 
     n_violators: int
     worst: float
-    machine: Machine | None = None
+    rows: Rows | None = None
+    machine: AnyMachine | None = None
+    feasible: bool = False
     excess: int = 0
     moved: int = 0
 
     @property
     def nbytes(self) -> int:
-        return self.machine.nbytes if self.machine is not None else 8
+        parts = [part.nbytes for part in (self.rows, self.machine) if part is not None]
+        return 8 + sum(parts)
 
 
-def scanned(problem: Problem, tol: float, block: Block, machine: Machine) -> tuple[Pass]:
-    """One node of the cascade: a block's violators, solved together with the support vectors."""
+def scanned(problem: Task, tol: float, block: Block, machine: AnyMachine) -> tuple[Pass]:
+    """One node of the cascade: a block's violators.
+
+    They are solved together with the support vectors where that sieves: where they are more. Fewer
+    would cost as much again as the machine of all, whose problem they join anyway.
+    """
     ids = row_ids(block)
     known = np.isin(ids, machine.rows.id)
     places = np.flatnonzero(~known & (block.w > 0))
-    y = np.searchsorted(problem.labels, block.y[places])
+    y = problem.classes(block, places)
     violations = machine.violations(problem.kernel, block.X[places], y)
     worst = float(violations.max(initial=-np.inf))
     moved = _moved(block, np.flatnonzero(known), machine.rows)
@@ -277,30 +333,46 @@ def scanned(problem: Problem, tol: float, block: Block, machine: Machine) -> tup
     if moved or not len(violators):
         return (Pass(len(violators), worst, moved=moved),)
     # Not the worst: they are outliers, and a machine of outliers is no start for the next pass.
-    rng = np.random.default_rng([SEED, block.start, block.partition])
-    order = rng.permutation(len(violators))[: problem.most_violators]
-    joining = problem.rows(block, np.sort(places[violators[order]]))
+    chosen = violators[_some(len(violators), problem.most_violators, block)]
+    joining = problem.rows(block, places[chosen])
+    if len(joining) <= len(machine):
+        return (Pass(len(violators), worst, joining),)
     solved = problem.solved(machine.rows.union(joining), tol)
     return (_limited(problem, len(violators), worst, solved),)
 
 
-def merged(problem: Problem, tol: float, left: tuple[Pass], right: tuple[Pass]) -> tuple[Pass]:
-    """Two nodes' support vectors as one machine, solved where both found violators."""
+def merged(problem: Task, tol: float, left: tuple[Pass], right: tuple[Pass]) -> tuple[Pass]:
+    """What two nodes found as one, solved where it has become much."""
     (a,), (b,) = left, right
     n_violators, worst = a.n_violators + b.n_violators, max(a.worst, b.worst)
     if a.excess or b.excess or a.moved or b.moved:
         excess, moved = max(a.excess, b.excess), a.moved + b.moved
         return (Pass(n_violators, worst, excess=excess, moved=moved),)
-    if a.machine is None or b.machine is None:
-        return (Pass(n_violators, worst, a.machine or b.machine),)
-    solved = problem.solved(a.machine.rows.union(b.machine.rows), tol)
-    return (_limited(problem, n_violators, worst, solved),)
+    if a.rows is None or b.rows is None:
+        found = b if a.rows is None else a
+        return (replace(found, n_violators=n_violators, worst=worst),)
+    rows, feasible = a.rows.union(b.rows), a.feasible or b.feasible
+    if len(rows) > problem.most_waiting:
+        if feasible:
+            solved = problem.solved(rows, tol)
+            return (_limited(problem, n_violators, worst, solved),)
+        # Violators alone, which the scan finds again.
+        order = np.random.default_rng([SEED, len(rows)]).permutation(len(rows))
+        rows = rows.take(np.sort(order[: problem.most_waiting]))
+    return (Pass(n_violators, worst, rows, feasible=feasible),)
 
 
-def _limited(problem: Problem, n_violators: int, worst: float, machine: Machine) -> Pass:
+def _some(n: int, most: int, block: Block) -> np.ndarray:
+    """Up to so many of n places, by chance, ascending."""
+    rng = np.random.default_rng([SEED, block.start, block.partition])
+    some: np.ndarray = np.sort(rng.permutation(n)[:most])
+    return some
+
+
+def _limited(problem: Task, n_violators: int, worst: float, machine: AnyMachine) -> Pass:
     if len(machine) > problem.max_support_vectors:
         return Pass(n_violators, worst, excess=len(machine))
-    return Pass(n_violators, worst, machine)
+    return Pass(n_violators, worst, machine.rows, machine, feasible=True)
 
 
 def row_ids(block: Block) -> np.ndarray:

@@ -31,6 +31,8 @@ from mllib_ext.kernels import Kernel
 TILE_ROWS = 192
 # libsvm keeps kernel values in single precision, each rounded by so much of its size.
 SOLVER_ROUNDING = 2.0**-24
+# MB of kernel values that libsvm may keep, as a problem needs them: 11,000 rows, all with all.
+CACHE_MB = 500
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,15 @@ class Machine:
 
         rows = rows.take(np.argsort(rows.y, kind="stable"))
         name, gamma, coef0 = kernel.name, kernel.gamma, kernel.coef0
-        svc = SVC(C=1.0, kernel=name, gamma=gamma, degree=kernel.degree, coef0=coef0, tol=tol)
+        svc = SVC(
+            C=1.0,
+            kernel=name,
+            gamma=gamma,
+            degree=kernel.degree,
+            coef0=coef0,
+            tol=tol,
+            cache_size=CACHE_MB,
+        )
         svc.fit(kernel.settled(rows.X), rows.y, sample_weight=rows.bound)
         support = rows.take(svc.support_)
         dual = np.abs(dense_rows(svc.dual_coef_))  # (k - 1, m): a row's own class is left out

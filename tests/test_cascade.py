@@ -149,7 +149,7 @@ def test_the_sample_has_up_to_so_many_rows_of_each_class():
     places = ORDERS["by class"](y)
     asked = problem(X, y, sample=20)
     stages = (partial(stage, asked) for stage in (cascade.drawn, cascade.sampled))
-    _, rows = Arrays.of(X[places], y[places], parts=4).reduce(*stages)
+    *_, rows = Arrays.of(X[places], y[places], parts=4).reduce(*stages)
     assert np.bincount(rows.y).tolist() == [20, 20, 20, 7, 20, 20, 20, 20, 20, 20]
     assert len(np.unique(rows.id)) == len(rows)
 
