@@ -39,6 +39,10 @@ SAMPLE = 500
 MOST_VIOLATORS = 5_000
 # Violators and support vectors of several blocks that one solution, of seconds, sieves at once.
 MOST_WAITING = 10_000
+# Rows that satisfy their condition by less than this join where there is room, as many a violator:
+# the next machine makes violators of some, and each pass solves the problem of all support vectors.
+SLACK = 0.5
+NEAR = 10
 # Places of a row in its partition; ids have the partition's number above them.
 PLACES = 1 << 40
 # The sample is the same for everyone; what a fit converges to does not depend on it.
@@ -75,6 +79,8 @@ class Task(Protocol):
     def most_violators(self) -> int: ...
     @property
     def most_waiting(self) -> int: ...
+    @property
+    def remedy(self) -> str: ...
     def classes(self, block: Block, places: np.ndarray) -> np.ndarray: ...
     def rows(self, block: Block, places: np.ndarray) -> Rows: ...
     def drawn(self, numbers: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray: ...
@@ -103,6 +109,8 @@ class Problem:
         Of one block, that join the support vectors in one pass.
     most_waiting : int
         Rows that are put together before they are solved.
+    remedy : str
+        What makes support vectors fewer.
     """
 
     kernel: Kernel
@@ -112,6 +120,10 @@ class Problem:
     sample: int = SAMPLE
     most_violators: int = MOST_VIOLATORS
     most_waiting: int = MOST_WAITING
+    remedy: str = (
+        "make C or gamma smaller, or use a kernel approximation (random features) with LinearSVC, "
+        "which holds no rows"
+    )
 
     def classes(self, block: Block, places: np.ndarray) -> np.ndarray:
         """The classes of a block's rows, by their places in it."""
@@ -152,14 +164,15 @@ class Cascade(State):
 
     Attributes
     ----------
-    machine : AnyMachine
+    machine : Machine
+        Or what else the problem's ``solved`` gives.
     n_violators : int
         Rows that violate a condition by more than the tolerance.
     found : Pass
         What the scan brought for the next machine.
     """
 
-    machine: AnyMachine
+    machine: Any
     n_violators: int
     found: Pass
 
@@ -230,9 +243,8 @@ def evaluated(rounds: Rounds, problem: Task, machine: AnyMachine, tol: float) ->
     if max(found.excess, len(machine)) > most:
         raise TooManySupportVectors(
             f"param maxSupportVectors: expected up to {most} support vectors, found "
-            f"{max(found.excess, len(machine))} among a part of the rows: raise it, or make C or "
-            "gamma smaller, or use a kernel approximation (random features) with LinearSVC, which "
-            "holds no rows"
+            f"{max(found.excess, len(machine))} among a part of the rows: raise it, or "
+            f"{problem.remedy}"
         )
     if found.moved:
         raise RuntimeError(
@@ -334,6 +346,10 @@ def scanned(problem: Task, tol: float, block: Block, machine: AnyMachine) -> tup
         return (Pass(len(violators), worst, moved=moved),)
     # Not the worst: they are outliers, and a machine of outliers is no start for the next pass.
     chosen = violators[_some(len(violators), problem.most_violators, block)]
+    if len(chosen) < problem.most_violators:
+        near = np.flatnonzero(violations > tol - SLACK)
+        most = min(problem.most_violators, (1 + NEAR) * len(violators))
+        chosen = np.sort(near[np.argsort(-violations[near], kind="stable")[:most]])
     joining = problem.rows(block, places[chosen])
     if len(joining) <= len(machine):
         return (Pass(len(violators), worst, joining),)

@@ -34,7 +34,7 @@ ORDERS = {
 }
 
 
-def problem(X: Any, y: np.ndarray, C: float = 1.0, limit: int = 10_000, **more: int) -> Problem:
+def problem(X: Any, y: np.ndarray, C: float = 1.0, limit: int = 10_000, **more: Any) -> Problem:
     values = X if isinstance(X, np.ndarray) else X.toarray()
     labels = np.unique(y).astype(float)
     kernel = Kernel("rbf", scale_gamma(values.var(), X.shape[1]))

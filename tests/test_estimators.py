@@ -122,6 +122,12 @@ ENTRIES = {
         values={**SUPERVISED, "classWeight": "balanced"},
         state=("supportVectors", "dualCoef", "intercepts", "numClasses"),
     ),
+    "OneClassSVM": Entry(
+        fit={"featuresCol": "dense", "weightCol": "w", "nu": 0.2},
+        values={"weightCol": "w", "featuresCols": ["a", "b"]},
+        state=("supportVectors", "dualCoef", "offset"),
+        columns=("weightCol",),
+    ),
     "BisectingKMeans": Entry(
         **CLUSTERING,
         twin=mllib_clustering.BisectingKMeans,

@@ -7,18 +7,10 @@ from functools import partial
 from typing import Any, Self
 
 import numpy as np
-import scipy.sparse as sp
 from pyspark import keyword_only
 from pyspark.ml.classification import ClassificationModel, Classifier
 from pyspark.ml.linalg import Vector
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.param.shared import (
-    HasAggregationDepth,
-    HasMaxBlockSizeInMB,
-    HasMaxIter,
-    HasTol,
-    HasWeightCol,
-)
 from pyspark.sql import DataFrame
 
 from mllib_ext import cascade
@@ -26,7 +18,6 @@ from mllib_ext.base import (
     HasCallbacks,
     HasFeatures,
     Output,
-    Trained,
     as_row,
     dense,
     frozen,
@@ -35,51 +26,24 @@ from mllib_ext.base import (
 from mllib_ext.blocks import Blocks
 from mllib_ext.cascade import CascadeSettings, Problem
 from mllib_ext.classes import class_weights, declared_classes, merge_class_moments
-from mllib_ext.columns import Matrix, data_type, number
-from mllib_ext.fitting import FitsOverBlocks
+from mllib_ext.columns import Matrix, data_type
+from mllib_ext.kernel_estimator import (
+    KernelEstimator,
+    KernelParams,
+    SupportVectors,
+    integers,
+    parts_of,
+    warn_of_many,
+)
 from mllib_ext.kernel_machine import Machine, Rows, votes
-from mllib_ext.kernels import KERNELS, Kernel, scale_gamma
+from mllib_ext.kernels import Kernel
 from mllib_ext.mapped import Mapped
 from mllib_ext.persistence import SavesParams
 
-# A pass over more bytes is worth the executors: it takes kernels, not products.
-DRIVER_BYTES = 1 << 20
-# From here on predictions are slow, and rows that are support vectors by this share are many.
-MANY_SUPPORT_VECTORS = 1_000
-LARGE_SHARE = 0.3
 
-
-def to_gamma(value: Any) -> str | float:
-    """The name of a rule, or a number."""
-    return value if isinstance(value, str) else TypeConverters.toFloat(value)
-
-
-class KernelSVCParams(
-    HasFeatures,
-    HasMaxIter,
-    HasTol,
-    HasWeightCol,
-    HasAggregationDepth,
-    HasMaxBlockSizeInMB,
-):
+class KernelSVCParams(KernelParams):
     """Parameters of the estimator and its model."""
 
-    kernel: Param[str] = Param(
-        Params._dummy(), "kernel", "rbf, linear, poly or sigmoid", TypeConverters.toString
-    )
-    gamma: Param[Any] = Param(
-        Params._dummy(),
-        "gamma",
-        "coefficient of rbf, poly and sigmoid: scale (1 / (features * variance)), auto "
-        "(1 / features) or a number above 0",
-        to_gamma,
-    )
-    degree: Param[int] = Param(
-        Params._dummy(), "degree", "degree of the poly kernel", TypeConverters.toInt
-    )
-    coef0: Param[float] = Param(
-        Params._dummy(), "coef0", "constant of poly and sigmoid", TypeConverters.toFloat
-    )
     C: Param[float] = Param(
         Params._dummy(),
         "C",
@@ -92,44 +56,10 @@ class KernelSVCParams(
         "balanced: C of a class is inverse to the weight of its rows",
         TypeConverters.toString,
     )
-    maxSupportVectors: Param[int] = Param(
-        Params._dummy(),
-        "maxSupportVectors",
-        "more support vectors than this are an error",
-        TypeConverters.toInt,
-    )
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._setDefault(
-            kernel="rbf",
-            gamma="scale",
-            degree=3,
-            coef0=0.0,
-            C=1.0,
-            tol=1e-3,
-            maxIter=100,
-            maxSupportVectors=20_000,
-            aggregationDepth=3,
-            maxBlockSizeInMB=64.0,
-        )
-
-    def getKernel(self) -> str:
-        """The kernel."""
-        return self.getOrDefault(self.kernel)
-
-    def getGamma(self) -> str | float:
-        """The coefficient of the kernel: a rule or a number."""
-        gamma: str | float = self.getOrDefault(self.gamma)
-        return gamma
-
-    def getDegree(self) -> int:
-        """The degree of the poly kernel."""
-        return self.getOrDefault(self.degree)
-
-    def getCoef0(self) -> float:
-        """The constant of poly and sigmoid."""
-        return self.getOrDefault(self.coef0)
+        self._setDefault(C=1.0)
 
     def getC(self) -> float:
         """The weight of the rows' losses."""
@@ -139,15 +69,8 @@ class KernelSVCParams(
         """How classes are weighted."""
         return self.getOrDefault(self.classWeight)
 
-    def getMaxSupportVectors(self) -> int:
-        """The largest number of support vectors."""
-        return self.getOrDefault(self.maxSupportVectors)
 
-    def _kernel(self, gamma: float) -> Kernel:
-        return Kernel(self.getKernel(), gamma, self.getDegree(), self.getCoef0())
-
-
-class KernelSVCModel(Trained, KernelSVCParams, ClassificationModel):  # type: ignore[misc]
+class KernelSVCModel(SupportVectors, KernelSVCParams, ClassificationModel):  # type: ignore[misc]
     """Model fitted by :class:`KernelSVC`.
 
     ``history`` has the dual objective of each pass as ``loss``, as it is minimised (negative), and
@@ -198,25 +121,17 @@ class KernelSVCModel(Trained, KernelSVCParams, ClassificationModel):  # type: ig
         dual_objective: Any,
     ) -> None:
         super().__init__()
-        self._values, self._alpha = frozen(values), frozen(alpha)
-        self._indices, self._indptr = _integers(indices, np.int32), _integers(indptr, np.int32)
-        self._y, self._classes = _integers(y, np.intp), _integers(classes, np.intp)
-        self._n_features, self._n_classes = frozen(n_features), frozen(n_classes)
-        self._intercepts, self._gamma_value = frozen(intercepts), frozen(gamma_value)
-        self._dual_objective = frozen(dual_objective)
-        self._mapped: Mapped | None = None
+        self._hold(values, indices, indptr, n_features, gamma_value, dual_objective)
+        self._y, self._classes = integers(y, np.intp), integers(classes, np.intp)
+        self._alpha, self._intercepts = frozen(alpha), frozen(intercepts)
+        self._n_classes = frozen(n_classes)
 
     @classmethod
     def _of(
         cls, machine: Machine, classes: np.ndarray, n_classes: int, gamma: float, dual: float
     ) -> Self:
-        X = machine.rows.X
-        parts: tuple[Any, Any, Any] = (X, [], [])
-        if not isinstance(X, np.ndarray):
-            parts = (X.data, X.indices, X.indptr)
         return cls(
-            *parts,
-            X.shape[1],
+            *parts_of(machine.rows.X),
             machine.rows.y,
             machine.alpha,
             machine.intercepts,
@@ -226,31 +141,10 @@ class KernelSVCModel(Trained, KernelSVCParams, ClassificationModel):  # type: ig
             dual,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None}  # a broadcast belongs to its session
-
     @property
     def numClasses(self) -> int:
         """Number of classes."""
         return int(self._n_classes)
-
-    @property
-    def numFeatures(self) -> int:
-        """Number of features."""
-        return int(self._n_features)
-
-    @property
-    def numSupportVectors(self) -> int:
-        """Number of support vectors."""
-        return len(self._y)
-
-    @property
-    def supportVectors(self) -> Matrix:
-        """The support vectors (n_sv, d), by class; CSR where the training data were."""
-        if self._values.ndim == 2:
-            return self._values
-        parts = (self._values, self._indices, self._indptr)
-        return sp.csr_array(parts, shape=(len(self._y), self.numFeatures))
 
     @property
     def nSupport(self) -> np.ndarray:
@@ -266,16 +160,6 @@ class KernelSVCModel(Trained, KernelSVCParams, ClassificationModel):  # type: ig
     def intercepts(self) -> np.ndarray:
         """Of each pair of classes: scikit-learn's ``intercept_``, (k (k - 1) / 2,)."""
         return self._machine.intercept
-
-    @property
-    def gammaValue(self) -> float:
-        """The coefficient of the kernel as a number, whatever rule gave it."""
-        return float(self._gamma_value)
-
-    @property
-    def dualObjective(self) -> float:
-        """The dual objective, of all pairs together."""
-        return float(self._dual_objective)
 
     @property
     def _machine(self) -> Machine:
@@ -318,12 +202,6 @@ class KernelSVCModel(Trained, KernelSVCParams, ClassificationModel):  # type: ig
         )
 
 
-def _integers(values: Any, dtype: Any) -> np.ndarray:
-    array = np.array(values, dtype=dtype)
-    array.flags.writeable = False
-    return array
-
-
 def raw_predictions(
     machine: Machine, kernel: Kernel, classes: np.ndarray, n_classes: int, X: Matrix
 ) -> np.ndarray:
@@ -346,7 +224,7 @@ def _predict(mapped: Mapped, names: tuple[str, str], X: Matrix) -> dict[str, np.
 
 
 class KernelSVC(  # type: ignore[misc]
-    FitsOverBlocks, HasCallbacks, KernelSVCParams, Classifier, SavesParams
+    KernelEstimator, HasCallbacks, KernelSVCParams, Classifier, SavesParams
 ):
     r"""Support vector classification with a kernel, exact and distributed.
 
@@ -440,22 +318,6 @@ class KernelSVC(  # type: ignore[misc]
         super().__init__()
         self.setParams(**self._input_kwargs)
 
-    def setKernel(self, value: str) -> Self:
-        """Set the kernel: rbf, linear, poly or sigmoid."""
-        return self._set(kernel=value)
-
-    def setGamma(self, value: str | float) -> Self:
-        """Set the coefficient of the kernel: scale, auto or a number."""
-        return self._set(gamma=value)
-
-    def setDegree(self, value: int) -> Self:
-        """Set the degree of the poly kernel."""
-        return self._set(degree=value)
-
-    def setCoef0(self, value: float) -> Self:
-        """Set the constant of poly and sigmoid."""
-        return self._set(coef0=value)
-
     def setC(self, value: float) -> Self:
         """Set the weight of the rows' losses."""
         return self._set(C=value)
@@ -464,59 +326,14 @@ class KernelSVC(  # type: ignore[misc]
         """Set how classes are weighted: balanced."""
         return self._set(classWeight=value)
 
-    def setWeightCol(self, value: str) -> Self:
-        """Set the column of row weights."""
-        return self._set(weightCol=value)
-
-    def setTol(self, value: float) -> Self:
-        """Set by how much a KKT condition may be violated."""
-        return self._set(tol=value)
-
-    def setMaxIter(self, value: int) -> Self:
-        """Set the largest number of passes."""
-        return self._set(maxIter=value)
-
-    def setMaxSupportVectors(self, value: int) -> Self:
-        """Set the largest number of support vectors."""
-        return self._set(maxSupportVectors=value)
-
-    def setAggregationDepth(self, value: int) -> Self:
-        """Set the levels on which support vectors are merged."""
-        return self._set(aggregationDepth=value)
-
-    def setMaxBlockSizeInMB(self, value: float) -> Self:
-        """Set the size of a block in MB."""
-        return self._set(maxBlockSizeInMB=value)
-
-    def _driver_bytes(self) -> int:
-        return min(DRIVER_BYTES, super()._driver_bytes())
-
     def _refuse(self, dataset: DataFrame) -> None:
-        if self.getKernel() not in KERNELS:
-            raise ValueError(f"param kernel: expected one of {KERNELS}, found {self.getKernel()!r}")
-        gamma = self.getGamma()
-        if gamma not in ("scale", "auto") and not (isinstance(gamma, float) and 0 < gamma < np.inf):
-            raise ValueError(
-                f"param gamma: expected scale, auto or a number above 0, found {gamma!r}"
-            )
+        super()._refuse(dataset)
         if self.isDefined("classWeight") and self.getClassWeight() != "balanced":
             raise ValueError(
                 f"param classWeight: expected balanced, found {self.getClassWeight()!r}"
             )
-        for name in ("C", "tol"):
-            value = self.getOrDefault(name)
-            if not 0 < value < np.inf:
-                raise ValueError(f"param {name}: expected a number above 0, found {value!r}")
-        if not np.isfinite(self.getCoef0()):
-            raise ValueError(f"param coef0: expected a finite number, found {self.getCoef0()!r}")
-        lowest = {"degree": 1, "maxIter": 0, "maxSupportVectors": 2}
-        for name, low in {**lowest, "aggregationDepth": 2, "maxBlockSizeInMB": 0}.items():
-            value = self.getOrDefault(name)
-            if not value >= low:
-                raise ValueError(f"param {name}: expected {low} or more, found {value!r}")
+        self._refuse_not_above_0("C")
         data_type(dataset.schema, self.getLabelCol(), "label")
-        if self.isDefined("weightCol") and self.getWeightCol():
-            number(dataset.schema, self.getWeightCol(), "weight")
 
     def _fit_blocks(self, blocks: Blocks) -> KernelSVCModel:
         labels, by_label, weight, _, _, mean, scatter = blocks.reduce(
@@ -526,10 +343,7 @@ class KernelSVC(  # type: ignore[misc]
         counts = class_weights(self.getLabelCol(), labels, by_label, declared)
         classes = np.flatnonzero(counts)
         n_classes, d = max(2, len(counts)), blocks.n_features
-        gamma = self.getGamma()
-        if isinstance(gamma, str):
-            variance = float(scatter.sum() / (weight * d) + mean.var())
-            gamma = scale_gamma(variance, d) if gamma == "scale" else 1.0 / d
+        gamma = self._gamma_of(weight, mean, scatter)
         if len(classes) == 1:
             return self._constant(classes, n_classes, gamma, d)
         bounds = np.full(len(classes), self.getC())
@@ -540,13 +354,11 @@ class KernelSVC(  # type: ignore[misc]
         settings = CascadeSettings(max_iter=self.getMaxIter(), tol=self.getTol())
         result = cascade.fit(blocks, problem, settings, self.getCallbacks())
         state = result.state
-        if len(state.machine) > max(MANY_SUPPORT_VECTORS, LARGE_SHARE * blocks.n_rows):
-            warnings.warn(
-                f"{len(state.machine)} of {blocks.n_rows} rows are support vectors, and each is "
-                "part of every prediction: scale the features, change C or gamma, or use a kernel "
-                "approximation with LinearSVC",
-                stacklevel=4,
-            )
+        warn_of_many(
+            len(state.machine),
+            blocks.n_rows,
+            "scale the features, change C or gamma, or use a kernel approximation with LinearSVC",
+        )
         found = (state.machine, classes, n_classes, gamma, state.dual_objective)
         return KernelSVCModel._of(*found)._trained(self, result)
 

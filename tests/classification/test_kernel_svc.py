@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from data_frames import FittedOnce, every_kind_of_features
-from mllib_ext import fitting
+from mllib_ext import fitting, kernel_estimator
 from mllib_ext.cascade import Problem
 from mllib_ext.classification import KernelSVC, KernelSVCModel, kernel_svc
 from mllib_ext.optimizers.loop import Stop
@@ -180,7 +180,7 @@ def test_a_callback_sees_each_pass_and_stops_it(frame, from_few):
 
 
 def test_many_support_vectors_are_a_warning_and_more_than_allowed_an_error(frame, monkeypatch):
-    monkeypatch.setattr(kernel_svc, "MANY_SUPPORT_VECTORS", 10)
+    monkeypatch.setattr(kernel_estimator, "MANY_SUPPORT_VECTORS", 10)
     svc = KernelSVC(featuresCol="dense", labelCol="two", C=0.01)
     with pytest.warns(UserWarning, match="of 178 rows are support vectors"):
         svc.fit(frame)

@@ -1,0 +1,270 @@
+"""What estimators with a kernel and their models share: parameters, checks, support vectors."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import (
+    HasAggregationDepth,
+    HasMaxBlockSizeInMB,
+    HasMaxIter,
+    HasTol,
+    HasWeightCol,
+)
+from pyspark.sql import DataFrame
+
+from mllib_ext.base import HasFeatures, Trained, frozen
+from mllib_ext.columns import Matrix, number
+from mllib_ext.fitting import FitsOverBlocks
+from mllib_ext.kernels import KERNELS, Kernel, scale_gamma
+from mllib_ext.mapped import Mapped
+
+# A pass over more bytes is worth the executors: it takes kernels, not products.
+DRIVER_BYTES = 1 << 20
+# From here on predictions are slow, and rows that are support vectors by this share are many.
+MANY_SUPPORT_VECTORS = 1_000
+LARGE_SHARE = 0.3
+
+
+def to_gamma(value: Any) -> str | float:
+    """The name of a rule, or a number."""
+    return value if isinstance(value, str) else TypeConverters.toFloat(value)
+
+
+class KernelParams(
+    HasFeatures,
+    HasMaxIter,
+    HasTol,
+    HasWeightCol,
+    HasAggregationDepth,
+    HasMaxBlockSizeInMB,
+):
+    """Parameters of an estimator with a kernel and its model."""
+
+    kernel: Param[str] = Param(
+        Params._dummy(), "kernel", "rbf, linear, poly or sigmoid", TypeConverters.toString
+    )
+    gamma: Param[Any] = Param(
+        Params._dummy(),
+        "gamma",
+        "coefficient of rbf, poly and sigmoid: scale (1 / (features * variance)), auto "
+        "(1 / features) or a number above 0",
+        to_gamma,
+    )
+    degree: Param[int] = Param(
+        Params._dummy(), "degree", "degree of the poly kernel", TypeConverters.toInt
+    )
+    coef0: Param[float] = Param(
+        Params._dummy(), "coef0", "constant of poly and sigmoid", TypeConverters.toFloat
+    )
+    maxSupportVectors: Param[int] = Param(
+        Params._dummy(),
+        "maxSupportVectors",
+        "more support vectors than this are an error",
+        TypeConverters.toInt,
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(
+            kernel="rbf",
+            gamma="scale",
+            degree=3,
+            coef0=0.0,
+            tol=1e-3,
+            maxIter=100,
+            maxSupportVectors=20_000,
+            aggregationDepth=3,
+            maxBlockSizeInMB=64.0,
+        )
+
+    def getKernel(self) -> str:
+        """The kernel."""
+        return self.getOrDefault(self.kernel)
+
+    def getGamma(self) -> str | float:
+        """The coefficient of the kernel: a rule or a number."""
+        gamma: str | float = self.getOrDefault(self.gamma)
+        return gamma
+
+    def getDegree(self) -> int:
+        """The degree of the poly kernel."""
+        return self.getOrDefault(self.degree)
+
+    def getCoef0(self) -> float:
+        """The constant of poly and sigmoid."""
+        return self.getOrDefault(self.coef0)
+
+    def getMaxSupportVectors(self) -> int:
+        """The largest number of support vectors."""
+        return self.getOrDefault(self.maxSupportVectors)
+
+    def _kernel(self, gamma: float) -> Kernel:
+        return Kernel(self.getKernel(), gamma, self.getDegree(), self.getCoef0())
+
+
+class SupportVectors(Trained):
+    """The support vectors of a model, in the first four of its ``_arrays``.
+
+    Parameters
+    ----------
+    values, indices, indptr : ndarray
+        The support vectors: (n_sv, d), or the parts of a CSR matrix.
+    n_features : int
+    gamma_value, dual_objective : float
+    """
+
+    def _hold(
+        self,
+        values: Any,
+        indices: Any,
+        indptr: Any,
+        n_features: Any,
+        gamma_value: Any,
+        dual_objective: Any,
+    ) -> None:
+        self._values, self._n_features = frozen(values), frozen(n_features)
+        self._indices, self._indptr = integers(indices, np.int32), integers(indptr, np.int32)
+        self._gamma_value, self._dual_objective = frozen(gamma_value), frozen(dual_objective)
+        self._mapped: Mapped | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": None}  # a broadcast belongs to its session
+
+    @property
+    def numFeatures(self) -> int:
+        """Number of features."""
+        return int(self._n_features)
+
+    @property
+    def numSupportVectors(self) -> int:
+        """Number of support vectors."""
+        return int(self.supportVectors.shape[0])
+
+    @property
+    def supportVectors(self) -> Matrix:
+        """The support vectors (n_sv, d), by class; CSR where the training data were."""
+        if self._values.ndim == 2:
+            return self._values
+        parts = (self._values, self._indices, self._indptr)
+        return sp.csr_array(parts, shape=(len(self._indptr) - 1, self.numFeatures))
+
+    @property
+    def gammaValue(self) -> float:
+        """The coefficient of the kernel as a number, whatever rule gave it."""
+        return float(self._gamma_value)
+
+    @property
+    def dualObjective(self) -> float:
+        """The dual objective as it is maximised, of all pairs of classes together."""
+        return float(self._dual_objective)
+
+
+def parts_of(X: Matrix) -> tuple[Any, Any, Any, int]:
+    """Support vectors as :class:`SupportVectors` hold them: the first four arrays."""
+    if isinstance(X, np.ndarray):
+        return X, [], [], X.shape[1]
+    return X.data, X.indices, X.indptr, X.shape[1]
+
+
+def integers(values: Any, dtype: Any) -> np.ndarray:
+    """A read-only copy, for a model to hold."""
+    array = np.array(values, dtype=dtype)
+    array.flags.writeable = False
+    return array
+
+
+class KernelEstimator(FitsOverBlocks, KernelParams):
+    """Setters and checks of an estimator with a kernel."""
+
+    setFeaturesCol = HasFeatures.setFeaturesCol
+
+    def setKernel(self, value: str) -> Self:
+        """Set the kernel: rbf, linear, poly or sigmoid."""
+        return self._set(kernel=value)
+
+    def setGamma(self, value: str | float) -> Self:
+        """Set the coefficient of the kernel: scale, auto or a number."""
+        return self._set(gamma=value)
+
+    def setDegree(self, value: int) -> Self:
+        """Set the degree of the poly kernel."""
+        return self._set(degree=value)
+
+    def setCoef0(self, value: float) -> Self:
+        """Set the constant of poly and sigmoid."""
+        return self._set(coef0=value)
+
+    def setWeightCol(self, value: str) -> Self:
+        """Set the column of row weights."""
+        return self._set(weightCol=value)
+
+    def setTol(self, value: float) -> Self:
+        """Set by how much a KKT condition may be violated."""
+        return self._set(tol=value)
+
+    def setMaxIter(self, value: int) -> Self:
+        """Set the largest number of passes."""
+        return self._set(maxIter=value)
+
+    def setMaxSupportVectors(self, value: int) -> Self:
+        """Set the largest number of support vectors."""
+        return self._set(maxSupportVectors=value)
+
+    def setAggregationDepth(self, value: int) -> Self:
+        """Set the levels on which support vectors are merged."""
+        return self._set(aggregationDepth=value)
+
+    def setMaxBlockSizeInMB(self, value: float) -> Self:
+        """Set the size of a block in MB."""
+        return self._set(maxBlockSizeInMB=value)
+
+    def _driver_bytes(self) -> int:
+        return min(DRIVER_BYTES, super()._driver_bytes())
+
+    def _refuse(self, dataset: DataFrame) -> None:
+        if self.getKernel() not in KERNELS:
+            raise ValueError(f"param kernel: expected one of {KERNELS}, found {self.getKernel()!r}")
+        gamma = self.getGamma()
+        if gamma not in ("scale", "auto") and not (isinstance(gamma, float) and 0 < gamma < np.inf):
+            raise ValueError(
+                f"param gamma: expected scale, auto or a number above 0, found {gamma!r}"
+            )
+        self._refuse_not_above_0("tol")
+        if not np.isfinite(self.getCoef0()):
+            raise ValueError(f"param coef0: expected a finite number, found {self.getCoef0()!r}")
+        lowest = {"degree": 1, "maxIter": 0, "maxSupportVectors": 2}
+        for name, low in {**lowest, "aggregationDepth": 2, "maxBlockSizeInMB": 0}.items():
+            value = self.getOrDefault(name)
+            if not value >= low:
+                raise ValueError(f"param {name}: expected {low} or more, found {value!r}")
+        if self.isDefined("weightCol") and self.getWeightCol():
+            number(dataset.schema, self.getWeightCol(), "weight")
+
+    def _refuse_not_above_0(self, name: str) -> None:
+        value = self.getOrDefault(name)
+        if not 0 < value < np.inf:
+            raise ValueError(f"param {name}: expected a number above 0, found {value!r}")
+
+    def _gamma_of(self, weight: float, mean: np.ndarray, scatter: np.ndarray) -> float:
+        """gamma as a number, from moments of the rows."""
+        gamma, d = self.getGamma(), len(mean)
+        if not isinstance(gamma, str):
+            return gamma
+        if gamma == "auto":
+            return 1.0 / d
+        return scale_gamma(float(scatter.sum() / (weight * d) + mean.var()), d)
+
+
+def warn_of_many(n_support_vectors: int, n_rows: int, remedy: str) -> None:
+    """A warning where predictions will be slow."""
+    if n_support_vectors > max(MANY_SUPPORT_VECTORS, LARGE_SHARE * n_rows):
+        warnings.warn(
+            f"{n_support_vectors} of {n_rows} rows are support vectors, and each is "
+            f"part of every prediction: {remedy}",
+            stacklevel=5,
+        )
