@@ -227,8 +227,9 @@ def fit(
 
 def step(rounds: Rounds, problem: Task, state: Cascade, settings: CascadeSettings) -> Cascade:
     """Solve what the last scan found, the last merge of the cascade, and scan again."""
-    machine, found = state.found.machine, state.found.rows
+    machine = state.found.machine
     if machine is None:
+        found = _both(state.found.rows, state.found.near)
         assert found is not None
         # With the support vectors, so that the dual objective rises whatever was found.
         machine = problem.solved(state.machine.rows.union(found), settings.tol)
@@ -304,6 +305,9 @@ class Pass:
         The largest violation; negative where every condition holds.
     rows : Rows or None
         Violators, or the support vectors of a solution; None without violators.
+    near : Rows or None
+        Rows that join where there is room. They are apart, for without a violator a pass would find
+        what the last one did.
     machine : Machine or None
         The solution of which ``rows`` are the support vectors.
     feasible : bool
@@ -317,6 +321,7 @@ class Pass:
     n_violators: int
     worst: float
     rows: Rows | None = None
+    near: Rows | None = None
     machine: AnyMachine | None = None
     feasible: bool = False
     excess: int = 0
@@ -324,7 +329,7 @@ class Pass:
 
     @property
     def nbytes(self) -> int:
-        parts = [part.nbytes for part in (self.rows, self.machine) if part is not None]
+        parts = [part.nbytes for part in (self.rows, self.near, self.machine) if part is not None]
         return 8 + sum(parts)
 
 
@@ -346,13 +351,14 @@ def scanned(problem: Task, tol: float, block: Block, machine: AnyMachine) -> tup
         return (Pass(len(violators), worst, moved=moved),)
     # Not the worst: they are outliers, and a machine of outliers is no start for the next pass.
     chosen = violators[_some(len(violators), problem.most_violators, block)]
-    if len(chosen) < problem.most_violators:
-        near = np.flatnonzero(violations > tol - SLACK)
-        most = min(problem.most_violators, (1 + NEAR) * len(violators))
-        chosen = np.sort(near[np.argsort(-violations[near], kind="stable")[:most]])
     joining = problem.rows(block, places[chosen])
-    if len(joining) <= len(machine):
-        return (Pass(len(violators), worst, joining),)
+    most = min(problem.most_violators - len(chosen), NEAR * len(chosen))
+    near = np.flatnonzero((violations <= tol) & (violations > tol - SLACK))
+    near = np.sort(near[np.argsort(-violations[near], kind="stable")[:most]])
+    beside = problem.rows(block, places[near])
+    if len(joining) + len(beside) <= len(machine):
+        return (Pass(len(violators), worst, joining, beside),)
+    joining = joining.union(beside)
     solved = problem.solved(machine.rows.union(joining), tol)
     return (_limited(problem, len(violators), worst, solved),)
 
@@ -367,7 +373,10 @@ def merged(problem: Task, tol: float, left: tuple[Pass], right: tuple[Pass]) -> 
     if a.rows is None or b.rows is None:
         found = b if a.rows is None else a
         return (replace(found, n_violators=n_violators, worst=worst),)
-    rows, feasible = a.rows.union(b.rows), a.feasible or b.feasible
+    rows, near = a.rows.union(b.rows), _both(a.near, b.near)
+    feasible = a.feasible or b.feasible
+    if near is not None and len(rows) + len(near) > problem.most_waiting:
+        near = None
     if len(rows) > problem.most_waiting:
         if feasible:
             solved = problem.solved(rows, tol)
@@ -375,7 +384,15 @@ def merged(problem: Task, tol: float, left: tuple[Pass], right: tuple[Pass]) -> 
         # Violators alone, which the scan finds again.
         order = np.random.default_rng([SEED, len(rows)]).permutation(len(rows))
         rows = rows.take(np.sort(order[: problem.most_waiting]))
-    return (Pass(n_violators, worst, rows, feasible=feasible),)
+    return (Pass(n_violators, worst, rows, near, feasible=feasible),)
+
+
+def _both(left: Rows | None, right: Rows | None) -> Rows | None:
+    return (
+        left.union(right)
+        if left is not None and right is not None
+        else (left if right is None else right)
+    )
 
 
 def _some(n: int, most: int, block: Block) -> np.ndarray:
@@ -388,7 +405,7 @@ def _some(n: int, most: int, block: Block) -> np.ndarray:
 def _limited(problem: Task, n_violators: int, worst: float, machine: AnyMachine) -> Pass:
     if len(machine) > problem.max_support_vectors:
         return Pass(n_violators, worst, excess=len(machine))
-    return Pass(n_violators, worst, machine.rows, machine, feasible=True)
+    return Pass(n_violators, worst, machine.rows, machine=machine, feasible=True)
 
 
 def row_ids(block: Block) -> np.ndarray:

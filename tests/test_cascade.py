@@ -191,3 +191,15 @@ def test_the_tolerance_of_a_run_is_not_to_be_changed():
     X, y = DATA["breast_cancer"]
     with pytest.raises(ValueError, match="setting 'tol'"):
         cascade.fit(Arrays.of(X, y), problem(X, y), CascadeSettings(), [lambda *_: Change(tol=1.0)])
+
+
+@pytest.mark.parametrize("violators", [5, 5_000])
+def test_unions_that_are_solved_or_thinned_out_on_the_way_come_to_the_same_optimum(violators):
+    X, y = DATA["breast_cancer"]
+    places = ORDERS["by class"](y)
+    asked = problem(X, y, most_waiting=20, most_violators=violators)
+    data = Arrays.of(X[places], y[places], parts=4)
+    result = cascade.fit(data, asked, CascadeSettings(tol=1e-6))
+    assert result.converged
+    # Violations of 1e-6 are 1e-6 of an objective of about 50 at most.
+    assert result.state.dual_objective == pytest.approx(oracle_dual("breast_cancer"), rel=1e-6)

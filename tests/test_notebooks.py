@@ -11,7 +11,11 @@ import pytest
 
 from kernel import NOTEBOOKS, clean, run
 
-PICTURES = {"01_quickstart.ipynb": 4, "02_clustering_and_neighbours.ipynb": 6, "05_support_vectors.ipynb": 3}
+PICTURES = {
+    "01_quickstart.ipynb": 4,
+    "02_clustering_and_neighbours.ipynb": 6,
+    "05_support_vectors.ipynb": 3,
+}
 
 # Absolute paths, in POSIX's way or Windows's, and addresses.
 OF_A_MACHINE = re.compile(r"(?<![\w.])/(?:\w[\w.-]*/)+|\b[A-Z]:\\|\b\d+\.\d+\.\d+\.\d+\b")
