@@ -197,7 +197,8 @@ class OneClassSVM(  # type: ignore[misc]
         How often a row counts. Rows of weight 0 are as if they were not there.
     tol : float
         By how much a KKT condition may be violated; decision values grow with ``nu`` and the number
-        of rows, and libsvm's single precision sets a limit at about 6e-8 of these.
+        of rows, and libsvm's single precision sets a limit at about 6e-8 of these: below it the
+        solver may not end, as with a linear kernel on few columns, and scikit-learn's does not.
     maxIter : int
         The largest number of passes.
     maxSupportVectors : int
