@@ -18,7 +18,7 @@ from pyspark.ml.param.shared import (
 from pyspark.sql import DataFrame
 
 from mllib_ext.base import HasFeatures, Trained, frozen
-from mllib_ext.columns import Matrix, number
+from mllib_ext.columns import Matrix
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.kernels import KERNELS, Kernel, scale_gamma
 from mllib_ext.mapped import Mapped
@@ -242,8 +242,6 @@ class KernelEstimator(FitsOverBlocks, KernelParams):
             value = self.getOrDefault(name)
             if not value >= low:
                 raise ValueError(f"param {name}: expected {low} or more, found {value!r}")
-        if self.isDefined("weightCol") and self.getWeightCol():
-            number(dataset.schema, self.getWeightCol(), "weight")
 
     def _refuse_not_above_0(self, name: str) -> None:
         value = self.getOrDefault(name)
