@@ -38,7 +38,8 @@ from mllib_ext.classes import class_weights, declared_classes, merge_class_momen
 from mllib_ext.columns import Matrix, data_type, number
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.kernel_machine import Machine, Rows, votes
-from mllib_ext.kernels import KERNELS, Kernel, scale_gamma
+from mllib_ext.kernel_params import HasKernel, SetsKernel
+from mllib_ext.kernels import Kernel
 from mllib_ext.mapped import Mapped
 from mllib_ext.persistence import SavesParams
 
@@ -49,12 +50,8 @@ MANY_SUPPORT_VECTORS = 1_000
 LARGE_SHARE = 0.3
 
 
-def to_gamma(value: Any) -> str | float:
-    """The name of a rule, or a number."""
-    return value if isinstance(value, str) else TypeConverters.toFloat(value)
-
-
 class KernelSVCParams(
+    HasKernel,
     HasFeatures,
     HasMaxIter,
     HasTol,
@@ -64,22 +61,6 @@ class KernelSVCParams(
 ):
     """Parameters of the estimator and its model."""
 
-    kernel: Param[str] = Param(
-        Params._dummy(), "kernel", "rbf, linear, poly or sigmoid", TypeConverters.toString
-    )
-    gamma: Param[Any] = Param(
-        Params._dummy(),
-        "gamma",
-        "coefficient of rbf, poly and sigmoid: scale (1 / (features * variance)), auto "
-        "(1 / features) or a number above 0",
-        to_gamma,
-    )
-    degree: Param[int] = Param(
-        Params._dummy(), "degree", "degree of the poly kernel", TypeConverters.toInt
-    )
-    coef0: Param[float] = Param(
-        Params._dummy(), "coef0", "constant of poly and sigmoid", TypeConverters.toFloat
-    )
     C: Param[float] = Param(
         Params._dummy(),
         "C",
@@ -102,10 +83,6 @@ class KernelSVCParams(
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._setDefault(
-            kernel="rbf",
-            gamma="scale",
-            degree=3,
-            coef0=0.0,
             C=1.0,
             tol=1e-3,
             maxIter=100,
@@ -113,23 +90,6 @@ class KernelSVCParams(
             aggregationDepth=3,
             maxBlockSizeInMB=64.0,
         )
-
-    def getKernel(self) -> str:
-        """The kernel."""
-        return self.getOrDefault(self.kernel)
-
-    def getGamma(self) -> str | float:
-        """The coefficient of the kernel: a rule or a number."""
-        gamma: str | float = self.getOrDefault(self.gamma)
-        return gamma
-
-    def getDegree(self) -> int:
-        """The degree of the poly kernel."""
-        return self.getOrDefault(self.degree)
-
-    def getCoef0(self) -> float:
-        """The constant of poly and sigmoid."""
-        return self.getOrDefault(self.coef0)
 
     def getC(self) -> float:
         """The weight of the rows' losses."""
@@ -142,9 +102,6 @@ class KernelSVCParams(
     def getMaxSupportVectors(self) -> int:
         """The largest number of support vectors."""
         return self.getOrDefault(self.maxSupportVectors)
-
-    def _kernel(self, gamma: float) -> Kernel:
-        return Kernel(self.getKernel(), gamma, self.getDegree(), self.getCoef0())
 
 
 class KernelSVCModel(Trained, KernelSVCParams, ClassificationModel):  # type: ignore[misc]
@@ -346,7 +303,7 @@ def _predict(mapped: Mapped, names: tuple[str, str], X: Matrix) -> dict[str, np.
 
 
 class KernelSVC(  # type: ignore[misc]
-    FitsOverBlocks, HasCallbacks, KernelSVCParams, Classifier, SavesParams
+    FitsOverBlocks, HasCallbacks, SetsKernel, KernelSVCParams, Classifier, SavesParams
 ):
     r"""Support vector classification with a kernel, exact and distributed.
 
@@ -440,22 +397,6 @@ class KernelSVC(  # type: ignore[misc]
         super().__init__()
         self.setParams(**self._input_kwargs)
 
-    def setKernel(self, value: str) -> Self:
-        """Set the kernel: rbf, linear, poly or sigmoid."""
-        return self._set(kernel=value)
-
-    def setGamma(self, value: str | float) -> Self:
-        """Set the coefficient of the kernel: scale, auto or a number."""
-        return self._set(gamma=value)
-
-    def setDegree(self, value: int) -> Self:
-        """Set the degree of the poly kernel."""
-        return self._set(degree=value)
-
-    def setCoef0(self, value: float) -> Self:
-        """Set the constant of poly and sigmoid."""
-        return self._set(coef0=value)
-
     def setC(self, value: float) -> Self:
         """Set the weight of the rows' losses."""
         return self._set(C=value)
@@ -492,13 +433,7 @@ class KernelSVC(  # type: ignore[misc]
         return min(DRIVER_BYTES, super()._driver_bytes())
 
     def _refuse(self, dataset: DataFrame) -> None:
-        if self.getKernel() not in KERNELS:
-            raise ValueError(f"param kernel: expected one of {KERNELS}, found {self.getKernel()!r}")
-        gamma = self.getGamma()
-        if gamma not in ("scale", "auto") and not (isinstance(gamma, float) and 0 < gamma < np.inf):
-            raise ValueError(
-                f"param gamma: expected scale, auto or a number above 0, found {gamma!r}"
-            )
+        self._refuse_kernel()
         if self.isDefined("classWeight") and self.getClassWeight() != "balanced":
             raise ValueError(
                 f"param classWeight: expected balanced, found {self.getClassWeight()!r}"
@@ -507,9 +442,7 @@ class KernelSVC(  # type: ignore[misc]
             value = self.getOrDefault(name)
             if not 0 < value < np.inf:
                 raise ValueError(f"param {name}: expected a number above 0, found {value!r}")
-        if not np.isfinite(self.getCoef0()):
-            raise ValueError(f"param coef0: expected a finite number, found {self.getCoef0()!r}")
-        lowest = {"degree": 1, "maxIter": 0, "maxSupportVectors": 2}
+        lowest = {"maxIter": 0, "maxSupportVectors": 2}
         for name, low in {**lowest, "aggregationDepth": 2, "maxBlockSizeInMB": 0}.items():
             value = self.getOrDefault(name)
             if not value >= low:
@@ -526,10 +459,7 @@ class KernelSVC(  # type: ignore[misc]
         counts = class_weights(self.getLabelCol(), labels, by_label, declared)
         classes = np.flatnonzero(counts)
         n_classes, d = max(2, len(counts)), blocks.n_features
-        gamma = self.getGamma()
-        if isinstance(gamma, str):
-            variance = float(scatter.sum() / (weight * d) + mean.var())
-            gamma = scale_gamma(variance, d) if gamma == "scale" else 1.0 / d
+        gamma = self._resolved_gamma(mean, scatter, weight)
         if len(classes) == 1:
             return self._constant(classes, n_classes, gamma, d)
         bounds = np.full(len(classes), self.getC())
