@@ -6,6 +6,7 @@ A map of so many components makes a linear model a model with a kernel:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Self
@@ -133,19 +134,19 @@ class FeatureMapModel(Fitted, FeatureMapParams):
         return {**self.__dict__, "_mapped": None}  # a broadcast belongs to its session
 
     @property
+    @abstractmethod
     def _map(self) -> Any:
         """``map(X) -> (n, n_components)``, free of the model itself."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def numFeatures(self) -> int:
         """Number of features that go in."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def numComponents(self) -> int:
         """Number of features that come out."""
-        raise NotImplementedError
 
     def apply(self, value: Vector) -> DenseVector:
         """The mapped features of one row."""
