@@ -529,7 +529,7 @@ def test_every_kind_of_features_column_is_predicted_the_same(case, frame, featur
 def test_a_table_or_a_stream_of_files_is_transformed_like_rows(case, frame, spark, tmp_path):
     source, name = str(tmp_path / "in"), f"of_{case.cls.__name__}"
     # Spark has ways of its own for the columns of Parquet, vectors among them.
-    columns = ["i", "dense", case.entry.fit[case.entry.columns[0]]]
+    columns = dict.fromkeys(["i", "dense", case.entry.fit[case.entry.columns[0]]])
     frame.select(*columns).coalesce(1).write.parquet(source)
     table = spark.read.parquet(source)
     expected = case.model.transform(frame.select(*columns))
