@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,14 @@ from pyspark.ml.param.shared import HasFeaturesCol
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DoubleType, IntegerType, StructField, StructType
+from pyspark.sql.types import (
+    ArrayType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    StructField,
+    StructType,
+)
 
 from mllib_ext.columns import Features, Matrix, quoted
 from mllib_ext.names import did_you_mean
@@ -106,7 +113,7 @@ class HasCallbacks:
 # --- a fitted model --------------------------------------------------------------------------
 
 
-class Trained(Model, HasFeatures, MLWritable, MLReadable[Any]):
+class Fitted(Model, MLWritable, MLReadable[Any]):
     """A model of arrays: how its training ended, and how it is written and read.
 
     A subclass is made as ``cls(*arrays)``, the arrays in the order of ``_arrays``, and holds them
@@ -125,9 +132,6 @@ class Trained(Model, HasFeatures, MLWritable, MLReadable[Any]):
     """
 
     _arrays: tuple[str, ...] = ()
-
-    # Spark's models have one of their own, nearer in the method resolution order.
-    setFeaturesCol = HasFeatures.setFeaturesCol
 
     converged: bool = True
     reason: str = ""
@@ -155,9 +159,16 @@ class Trained(Model, HasFeatures, MLWritable, MLReadable[Any]):
         return ArraysReader(cls)
 
 
+class Trained(Fitted, HasFeatures):
+    """A model of arrays that was trained on features."""
+
+    # Spark's models have one of their own, nearer in the method resolution order.
+    setFeaturesCol = HasFeatures.setFeaturesCol
+
+
 # --- prediction out --------------------------------------------------------------------------
 
-# predict(X) -> {column: values}: (n,) becomes a double or integer column, (n, k) a vector column.
+# predict(X) -> {column: values}: (n,) becomes a double or integer column, (n, k) a vector or array.
 Predict = Callable[[Matrix], dict[str, np.ndarray]]
 
 
@@ -166,17 +177,26 @@ class Output(NamedTuple):
 
     Attributes
     ----------
-    kind : {"double", "integer", "vector"}
+    kind : {"double", "integer", "vector", "array<float>", "array<double>"}
     attributes : dict
         Spark's ``ml_attr``: ``{"num_attrs": k}`` of a vector, ``{}`` of a number.
     """
 
-    kind: Literal["double", "integer", "vector"]
+    kind: Literal["double", "integer", "vector", "array<float>", "array<double>"]
     attributes: dict[str, Any]
 
 
+class ReadsFeatures(Protocol):
+    """A model that knows the column, or the columns, that it reads."""
+
+    @property
+    def uid(self) -> str: ...
+
+    def _features(self) -> str | list[str]: ...
+
+
 def with_predictions(
-    model: HasFeatures,
+    model: ReadsFeatures,
     dataset: DataFrame,
     n_features: int,
     outputs: dict[str, Output],
@@ -186,7 +206,7 @@ def with_predictions(
 
     Parameters
     ----------
-    model : HasFeatures
+    model : ReadsFeatures
         For its feature columns.
     dataset : DataFrame
         Batch or streaming.
@@ -216,6 +236,8 @@ def with_predictions(
         "double": DoubleType(),
         "integer": IntegerType(),
         "vector": ArrayType(DoubleType(), False),
+        "array<float>": ArrayType(FloatType(), False),
+        "array<double>": ArrayType(DoubleType(), False),
     }
     fields = [StructField(f"c{i}", kinds[o.kind], False) for i, o in enumerate(outputs.values())]
     function = partial(_predict_batch, features, n_features, tuple(outputs), predict)

@@ -123,7 +123,11 @@ def training_blocks(estimator: Any, dataset: DataFrame) -> Blocks:
 
 def _columns(estimator: Any) -> tuple[Any, str | None, str | None]:
     """Names of the features, label and weight columns."""
-    weighted = estimator.isDefined("weightCol") and estimator.getOrDefault("weightCol")
+    weighted = (
+        estimator.hasParam("weightCol")
+        and estimator.isDefined("weightCol")
+        and estimator.getOrDefault("weightCol")
+    )
     return (
         estimator._features(),
         estimator.getLabelCol() if estimator.hasParam("labelCol") else None,

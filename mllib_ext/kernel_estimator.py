@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame
 from mllib_ext.base import HasFeatures, Trained, frozen
 from mllib_ext.columns import Matrix
 from mllib_ext.fitting import FitsOverBlocks
-from mllib_ext.kernels import KERNELS, Kernel, scale_gamma
+from mllib_ext.kernel_params import HasKernel, SetsKernel
 from mllib_ext.mapped import Mapped
 
 # A pass over more bytes is worth the executors: it takes kernels, not products.
@@ -30,12 +30,8 @@ MANY_SUPPORT_VECTORS = 1_000
 LARGE_SHARE = 0.3
 
 
-def to_gamma(value: Any) -> str | float:
-    """The name of a rule, or a number."""
-    return value if isinstance(value, str) else TypeConverters.toFloat(value)
-
-
 class KernelParams(
+    HasKernel,
     HasFeatures,
     HasMaxIter,
     HasTol,
@@ -45,22 +41,6 @@ class KernelParams(
 ):
     """Parameters of an estimator with a kernel and its model."""
 
-    kernel: Param[str] = Param(
-        Params._dummy(), "kernel", "rbf, linear, poly or sigmoid", TypeConverters.toString
-    )
-    gamma: Param[Any] = Param(
-        Params._dummy(),
-        "gamma",
-        "coefficient of rbf, poly and sigmoid: scale (1 / (features * variance)), auto "
-        "(1 / features) or a number above 0",
-        to_gamma,
-    )
-    degree: Param[int] = Param(
-        Params._dummy(), "degree", "degree of the poly kernel", TypeConverters.toInt
-    )
-    coef0: Param[float] = Param(
-        Params._dummy(), "coef0", "constant of poly and sigmoid", TypeConverters.toFloat
-    )
     maxSupportVectors: Param[int] = Param(
         Params._dummy(),
         "maxSupportVectors",
@@ -71,10 +51,6 @@ class KernelParams(
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._setDefault(
-            kernel="rbf",
-            gamma="scale",
-            degree=3,
-            coef0=0.0,
             tol=1e-3,
             maxIter=100,
             maxSupportVectors=20_000,
@@ -82,29 +58,9 @@ class KernelParams(
             maxBlockSizeInMB=64.0,
         )
 
-    def getKernel(self) -> str:
-        """The kernel."""
-        return self.getOrDefault(self.kernel)
-
-    def getGamma(self) -> str | float:
-        """The coefficient of the kernel: a rule or a number."""
-        gamma: str | float = self.getOrDefault(self.gamma)
-        return gamma
-
-    def getDegree(self) -> int:
-        """The degree of the poly kernel."""
-        return self.getOrDefault(self.degree)
-
-    def getCoef0(self) -> float:
-        """The constant of poly and sigmoid."""
-        return self.getOrDefault(self.coef0)
-
     def getMaxSupportVectors(self) -> int:
         """The largest number of support vectors."""
         return self.getOrDefault(self.maxSupportVectors)
-
-    def _kernel(self, gamma: float) -> Kernel:
-        return Kernel(self.getKernel(), gamma, self.getDegree(), self.getCoef0())
 
 
 class SupportVectors(Trained):
@@ -178,26 +134,10 @@ def integers(values: Any, dtype: Any) -> np.ndarray:
     return array
 
 
-class KernelEstimator(FitsOverBlocks, KernelParams):
+class KernelEstimator(FitsOverBlocks, SetsKernel, KernelParams):
     """Setters and checks of an estimator with a kernel."""
 
     setFeaturesCol = HasFeatures.setFeaturesCol
-
-    def setKernel(self, value: str) -> Self:
-        """Set the kernel: rbf, linear, poly or sigmoid."""
-        return self._set(kernel=value)
-
-    def setGamma(self, value: str | float) -> Self:
-        """Set the coefficient of the kernel: scale, auto or a number."""
-        return self._set(gamma=value)
-
-    def setDegree(self, value: int) -> Self:
-        """Set the degree of the poly kernel."""
-        return self._set(degree=value)
-
-    def setCoef0(self, value: float) -> Self:
-        """Set the constant of poly and sigmoid."""
-        return self._set(coef0=value)
 
     def setWeightCol(self, value: str) -> Self:
         """Set the column of row weights."""
@@ -227,17 +167,9 @@ class KernelEstimator(FitsOverBlocks, KernelParams):
         return min(DRIVER_BYTES, super()._driver_bytes())
 
     def _refuse(self, dataset: DataFrame) -> None:
-        if self.getKernel() not in KERNELS:
-            raise ValueError(f"param kernel: expected one of {KERNELS}, found {self.getKernel()!r}")
-        gamma = self.getGamma()
-        if gamma not in ("scale", "auto") and not (isinstance(gamma, float) and 0 < gamma < np.inf):
-            raise ValueError(
-                f"param gamma: expected scale, auto or a number above 0, found {gamma!r}"
-            )
+        self._refuse_kernel()
         self._refuse_not_above_0("tol")
-        if not np.isfinite(self.getCoef0()):
-            raise ValueError(f"param coef0: expected a finite number, found {self.getCoef0()!r}")
-        lowest = {"degree": 1, "maxIter": 0, "maxSupportVectors": 2}
+        lowest = {"maxIter": 0, "maxSupportVectors": 2}
         for name, low in {**lowest, "aggregationDepth": 2, "maxBlockSizeInMB": 0}.items():
             value = self.getOrDefault(name)
             if not value >= low:
@@ -247,15 +179,6 @@ class KernelEstimator(FitsOverBlocks, KernelParams):
         value = self.getOrDefault(name)
         if not 0 < value < np.inf:
             raise ValueError(f"param {name}: expected a number above 0, found {value!r}")
-
-    def _gamma_of(self, weight: float, mean: np.ndarray, scatter: np.ndarray) -> float:
-        """gamma as a number, from moments of the rows."""
-        gamma, d = self.getGamma(), len(mean)
-        if not isinstance(gamma, str):
-            return gamma
-        if gamma == "auto":
-            return 1.0 / d
-        return scale_gamma(float(scatter.sum() / (weight * d) + mean.var()), d)
 
 
 def warn_of_many(n_support_vectors: int, n_rows: int, remedy: str) -> None:

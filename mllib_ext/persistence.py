@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 from pyspark.ml.linalg import DenseMatrix, DenseVector, SparseMatrix, SparseVector
+from pyspark.ml.param import Params
 from pyspark.ml.util import (
     DefaultParamsReader,
     DefaultParamsWriter,
@@ -20,6 +21,9 @@ from pyspark.ml.util import (
     MLWritable,
     MLWriter,
 )
+
+# In the metadata: the names of parameters that are stages.
+STAGES = "stages"
 
 
 class SavesParams(MLWritable, MLReadable[Any]):
@@ -36,7 +40,7 @@ class SavesParams(MLWritable, MLReadable[Any]):
 
 
 class ParamsWriter(MLWriter):
-    """Parameters as JSON under ``metadata``."""
+    """Parameters as JSON under ``metadata``; one that is a stage under its own name beside it."""
 
     def __init__(self, instance: Any) -> None:
         super().__init__()
@@ -47,10 +51,24 @@ class ParamsWriter(MLWriter):
 
     def save_metadata(self, path: str, extra: dict[str, Any]) -> None:
         """Write the class, the uid, the parameters and ``extra``."""
-        params = {param.name: encoded(value) for param, value in self.instance._paramMap.items()}
+        values = {param.name: value for param, value in self.instance._paramMap.items()}
+        stages: dict[str, Any] = {
+            name: value for name, value in values.items() if isinstance(value, Params)
+        }
+        for name, stage in stages.items():
+            if not isinstance(stage, MLWritable):
+                raise ValueError(
+                    f"param {name}: expected a stage that can be saved, "
+                    f"found {type(stage).__name__}"
+                )
+        params = {name: encoded(values[name]) for name in values.keys() - stages.keys()}
+        if stages:
+            extra = {**extra, STAGES: sorted(stages)}
         DefaultParamsWriter.saveMetadata(
             self.instance, path, self.sparkSession, extraMetadata=extra, paramMap=params
         )
+        for name, stage in stages.items():
+            stage.save(f"{path}/{name}")
 
 
 class ParamsReader(MLReader[Any]):
@@ -62,7 +80,14 @@ class ParamsReader(MLReader[Any]):
 
     def load(self, path: str) -> Any:
         metadata = self.load_metadata(path)
-        return restored(self.cls(), metadata)
+        return self.with_stages(restored(self.cls(), metadata), path, metadata)
+
+    def with_stages(self, instance: Any, path: str, metadata: dict[str, Any]) -> Any:
+        """The instance, with the parameters that are stages."""
+        for name in metadata.get(STAGES, ()):
+            stage: Any = DefaultParamsReader.loadParamsInstance(f"{path}/{name}", self.sparkSession)
+            instance._set(**{name: stage})
+        return instance
 
     def load_metadata(self, path: str) -> dict[str, Any]:
         """What a writer left; ValueError for that of another class."""
@@ -117,7 +142,7 @@ class ArraysReader(ParamsReader):
             table[array][0].values.to_numpy().reshape(metadata["shapes"][array])
             for array in self.cls._arrays
         ]
-        model = restored(self.cls(*arrays), metadata)
+        model = self.with_stages(restored(self.cls(*arrays), metadata), path, metadata)
         model.converged, model.reason = metadata["converged"], metadata["reason"]
         model.n_iter = metadata["nIter"]
         return model

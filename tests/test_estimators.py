@@ -28,6 +28,7 @@ from pyspark.ml.classification import OneVsRest
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.linalg import Matrices, Vector, Vectors
+from pyspark.ml.param import Params
 from pyspark.ml.tuning import CrossValidator, TrainValidationSplit
 from pyspark.sql import functions as F
 from sklearn.datasets import load_diabetes
@@ -36,6 +37,7 @@ import mllib_ext
 from data_frames import every_kind_of_features
 from mllib_ext import fitting
 from mllib_ext.blocks import Blocks
+from mllib_ext.classification import LinearSVC
 
 N = 150
 DATA = load_diabetes(scaled=False)
@@ -102,6 +104,15 @@ CLUSTERING: dict[str, Any] = {
 }
 
 ENTRIES = {
+    "CalibratedClassifier": Entry(
+        fit={
+            "classifier": LinearSVC(featuresCol="dense", loss="squared_hinge"),
+            "labelCol": "three",
+            "numFolds": 2,
+        },
+        values={"classifier": LinearSVC(regParam=0.5), "weightCol": "w"},
+        state=("sigmoids", "numClasses"),
+    ),
     "ClassBalancer": Entry(
         fit={"labelCol": "three", "outputCol": "balanced"},
         values={"weightCol": "w"},
@@ -127,6 +138,18 @@ ENTRIES = {
         values={"weightCol": "w", "featuresCols": ["a", "b"]},
         state=("supportVectors", "dualCoef", "offset"),
         columns=("weightCol",),
+    ),
+    "Nystroem": Entry(
+        fit={"inputCol": "dense", "nComponents": 5},
+        values={"inputCols": ["a", "b"]},
+        state=("landmarkRows", "normalization"),
+        columns=("inputCol",),
+    ),
+    "RandomFourierFeatures": Entry(
+        fit={"inputCol": "dense", "nComponents": 5},
+        values={"inputCols": ["a", "b"]},
+        state=("weights", "offsets"),
+        columns=("inputCol",),
     ),
     "BisectingKMeans": Entry(
         **CLUSTERING,
@@ -270,8 +293,14 @@ each_classifier = pytest.mark.parametrize("case", CLASSIFIERS, indirect=True)
 
 
 def params_of(instance: Any) -> dict[str, Any]:
-    """The parameters that have a value, by name."""
-    return {param.name: value for param, value in instance.extractParamMap().items()}
+    """The parameters that have a value, by name; those of one that is a stage in its place."""
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, Params):
+            return value
+        return type(value), value.uid, params_of(value)
+
+    return {param.name: plain(value) for param, value in instance.extractParamMap().items()}
 
 
 def rows_of(df: Any, *names: str) -> Any:
@@ -506,7 +535,7 @@ def test_every_kind_of_features_column_is_predicted_the_same(case, frame, featur
 def test_a_table_or_a_stream_of_files_is_transformed_like_rows(case, frame, spark, tmp_path):
     source, name = str(tmp_path / "in"), f"of_{case.cls.__name__}"
     # Spark has ways of its own for the columns of Parquet, vectors among them.
-    columns = ["i", "dense", case.entry.fit[case.entry.columns[0]]]
+    columns = dict.fromkeys(["i", "dense", case.entry.fit[case.entry.columns[0]]])
     frame.select(*columns).coalesce(1).write.parquet(source)
     table = spark.read.parquet(source)
     expected = case.model.transform(frame.select(*columns))
@@ -668,10 +697,13 @@ def test_rows_of_weight_0_count_as_absent_and_nothing_else_is_an_error(case, fra
 @each
 def test_a_missing_column_is_an_error_that_names_the_nearest_there_is(case, frame):
     df = frame.withColumnsRenamed({"dense": "vectors", "w": "weights"})
-    roles = {"labelCol": "label", "weightCol": "weight", "featuresCol": "features"}
-    wrong = {"labelCol": "numbre", "weightCol": "weihgts", "featuresCol": "vector"}
-    nearest = {"labelCol": "number", "weightCol": "weights", "featuresCol": "vectors"}
-    base = {"featuresCol": "vectors"} if "featuresCol" in case.entry.fit else {}
+    roles = {"labelCol": "label", "weightCol": "weight"}
+    wrong = {"labelCol": "numbre", "weightCol": "weihgts"}
+    nearest = {"labelCol": "number", "weightCol": "weights"}
+    for name in ("featuresCol", "inputCol"):
+        roles[name], wrong[name], nearest[name] = "features", "vector", "vectors"
+    read = {"featuresCol", "inputCol"} & case.entry.fit.keys()
+    base = dict.fromkeys(read, "vectors")
     for name in (*case.entry.columns, *base):
         message = f"{roles[name]} column '{wrong[name]}': .*did you mean '{nearest[name]}'"
         with pytest.raises(ValueError, match=message):

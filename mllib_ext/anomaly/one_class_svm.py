@@ -260,7 +260,7 @@ class OneClassSVM(  # type: ignore[misc]
 
     def _fit_blocks(self, blocks: Blocks) -> OneClassSVMModel:
         weight, n, _, _, mean, scatter = blocks.reduce(_moments, _merge_moments)
-        gamma = self._gamma_of(n, mean, scatter)
+        gamma = self._resolved_gamma(mean, scatter, n)
         most = self.getMaxSupportVectors()
         problem = OneClassProblem(self._kernel(gamma), self.getNu() * float(weight), most)
         weighted = self.isDefined("weightCol") and self.getWeightCol()

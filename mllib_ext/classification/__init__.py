@@ -1,5 +1,9 @@
 """Classification: the interface of ``pyspark.ml.classification``."""
 
+from mllib_ext.classification.calibrated_classifier import (
+    CalibratedClassifier,
+    CalibratedClassifierModel,
+)
 from mllib_ext.classification.kernel_svc import KernelSVC, KernelSVCModel
 from mllib_ext.classification.linear_svc import LinearSVC, LinearSVCModel
 from mllib_ext.classification.logistic_regression import (
@@ -8,6 +12,8 @@ from mllib_ext.classification.logistic_regression import (
 )
 
 __all__ = [
+    "CalibratedClassifier",
+    "CalibratedClassifierModel",
     "KernelSVC",
     "KernelSVCModel",
     "LinearSVC",

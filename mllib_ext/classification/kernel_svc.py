@@ -343,7 +343,7 @@ class KernelSVC(  # type: ignore[misc]
         counts = class_weights(self.getLabelCol(), labels, by_label, declared)
         classes = np.flatnonzero(counts)
         n_classes, d = max(2, len(counts)), blocks.n_features
-        gamma = self._gamma_of(weight, mean, scatter)
+        gamma = self._resolved_gamma(mean, scatter, weight)
         if len(classes) == 1:
             return self._constant(classes, n_classes, gamma, d)
         bounds = np.full(len(classes), self.getC())

@@ -20,9 +20,11 @@ import numpy as np
 
 from mllib_ext.blas import one_thread
 from mllib_ext.blockfile import Block
-from mllib_ext.clustering.lloyd import Rounds, dense_rows, means, statistics
+from mllib_ext.clustering.lloyd import Rounds, means, statistics
 from mllib_ext.clustering.nearest import distances
 from mllib_ext.clustering.space import Space
+from mllib_ext.columns import Matrix, stacked
+from mllib_ext.distances import dense_rows
 
 # Candidates of a round for each center, as in pyspark.ml, and what few centers are given beside:
 # with them a small data set is nearly all candidates, and clusters of few rows are met.
@@ -39,8 +41,17 @@ def random_rows(rounds: Rounds, space: Space, k: int, seed: list[int]) -> np.nda
 
     Rows may be equal; where there are fewer than k, some are repeated.
     """
-    _, rows = rounds.reduce(partial(_draw, k, seed), partial(_least, k), space, None)
-    return np.resize(rows.astype(np.float64), (k, rows.shape[1]))
+    rows = dense_rows(drawn_rows(rounds, k, seed)).astype(np.float64)
+    return np.resize(rows, (k, rows.shape[1]))
+
+
+def drawn_rows(rounds: Rounds, k: int, seed: list[int]) -> Matrix:
+    """Rows drawn without replacement in proportion to their weights: (k, d), or all if fewer.
+
+    As the blocks have them, dense or CSR.
+    """
+    rows: Matrix = rounds.reduce(partial(_draw, k, seed), partial(_least, k), None, None)[1]
+    return rows
 
 
 def k_means_parallel(
@@ -62,9 +73,9 @@ def k_means_parallel(
     for i in range(steps):
         draw = partial(_draw, size, [*seed, i])
         _, rows = rounds.reduce(draw, partial(_least, size), space, candidates)
-        if not len(rows):  # every row is on a candidate
+        if not rows.shape[0]:  # every row is on a candidate
             break
-        drawn = rows.astype(np.float64)
+        drawn = dense_rows(rows).astype(np.float64)
         candidates = np.concatenate([candidates, drawn]) if i else drawn
     candidates = np.unique(space.settle(candidates), axis=0)
     if len(candidates) <= k:
@@ -75,8 +86,8 @@ def k_means_parallel(
 
 
 def _draw(
-    size: int, seed: list[int], block: Block, space: Space, candidates: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+    size: int, seed: list[int], block: Block, space: Any, candidates: np.ndarray | None
+) -> tuple[np.ndarray, Matrix]:
     """One block's rows of the least keys: keys (m,), rows (m, d), m up to size.
 
     The chance of a row is its weight or, where there are candidates, its share of the cost.
@@ -89,12 +100,12 @@ def _draw(
     drawn = np.flatnonzero(mass > 0)
     keys = rng.exponential(size=block.n)[drawn] / mass[drawn]
     least = np.argsort(keys, kind="stable")[:size]
-    return keys[least], dense_rows(block.X, drawn[least])
+    return keys[least], block.X[drawn[least]]
 
 
 def _least(size: int, left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
     """The rows of the least keys of both, for ``Blocks.reduce``."""
-    keys, rows = (np.concatenate(pair) for pair in zip(left, right, strict=True))
+    keys, rows = np.concatenate([left[0], right[0]]), stacked([left[1], right[1]])
     least = np.argsort(keys, kind="stable")[:size]
     return keys[least], rows[least]
 

@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
 from mllib_ext import storage
+from mllib_ext.classification import CalibratedClassifierModel
 from mllib_ext.feature import ClassBalancerModel
 from mllib_ext.job.outputs import MODEL
 from mllib_ext.names import did_you_mean
@@ -89,6 +90,8 @@ def refuse_columns(model: PipelineModel, schema: StructType) -> None:
 def _inputs(stage: Any) -> list[str]:
     if isinstance(stage, ClassBalancerModel):
         return [stage.getLabelCol()]
+    if isinstance(stage, CalibratedClassifierModel):
+        return _inputs(stage.model)
     for name in ("inputCols", "inputCol", "featuresCols", "featuresCol"):
         if _has(stage, name):
             value = stage.getOrDefault(name)
