@@ -214,6 +214,10 @@ class MultilayerPerceptronEstimator(FitsOverBlocks, MultilayerPerceptronParams, 
         return min(super()._driver_bytes(), round(8 * rows * self.getLayers()[0]))
 
     def _refuse(self: Any, dataset: DataFrame) -> None:
+        for name, choices in (("solver", SOLVERS), ("activation", tuple(ACTIVATIONS))):
+            value = self.getOrDefault(name)
+            if value not in choices:
+                raise ValueError(f"param {name}: expected one of {choices}, found {value!r}")
         if not self.isDefined("layers"):
             raise ValueError("param layers: expected the units of each layer, found none")
         layers = self.getLayers()
@@ -221,10 +225,6 @@ class MultilayerPerceptronEstimator(FitsOverBlocks, MultilayerPerceptronParams, 
             raise ValueError(
                 f"param layers: expected two numbers or more, each of 1 or more, found {layers!r}"
             )
-        for name, choices in (("solver", SOLVERS), ("activation", tuple(ACTIVATIONS))):
-            value = self.getOrDefault(name)
-            if value not in choices:
-                raise ValueError(f"param {name}: expected one of {choices}, found {value!r}")
         for name in ("maxIter", "tol", "regParam"):
             value = self.getOrDefault(name)
             if not 0 <= value < np.inf:
