@@ -483,7 +483,7 @@ def test_what_is_saved_is_loaded_and_replaced_only_when_asked(case, tmp_path):
 
 @each
 def test_a_pipeline_around_it_is_fitted_saved_and_loaded(case, frame, tmp_path):
-    stages: list[Any] = [VectorAssembler(inputCols=COLUMNS[:2], outputCol="assembled")]
+    stages: list[Any] = [VectorAssembler(inputCols=COLUMNS, outputCol="assembled")]
     features = {"featuresCol": "assembled"} if "featuresCol" in case.entry.fit else {}
     stages.append(case.new(**features))
     pipeline = Pipeline(stages=stages)
