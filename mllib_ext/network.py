@@ -238,15 +238,27 @@ def value_and_gradient(
     work = _Work(network, min(rows, n), X.dtype, dropout, rng)
     gradient = [(np.zeros_like(W), np.zeros_like(b)) for W, b in parts]
     value = 0.0
+    # A product of sparse rows is as large as the weights, however few the rows: one is enough.
+    sparse = not isinstance(X, np.ndarray)
+    by_first = np.empty((n, network.layers[1]), X.dtype) if sparse else None
     for start in range(0, n, rows):
         tile = slice(start, start + rows)
-        z = work.forward(parts, X[tile]).astype(np.float64)
+        X_tile = X[tile]
+        z = work.forward(parts, X_tile).astype(np.float64)
         if loss.n_outputs == 1:
             z = z[:, 0]
         losses, residual = loss.value_and_gradient(y[tile], z)
         value += float(losses @ w[tile])
         delta = (residual.T * w[tile]).T.astype(X.dtype).reshape(len(z), -1)
-        work.backward(parts, X[tile], delta, gradient)
+        delta = work.backward(parts, delta, gradient)
+        if by_first is None:
+            work.add(gradient, 0, X_tile, delta)
+        else:
+            by_first[tile] = delta
+    if by_first is not None:
+        by_weights, by_biases = gradient[0]
+        by_weights += X.T @ by_first
+        by_biases += by_first.sum(axis=0)
     return value, gradient
 
 
@@ -267,7 +279,7 @@ class _Work:
         self._z = [np.empty((rows, q), dtype) for q in network.layers[1:]]
         self._a = [np.empty((rows, q), dtype) for q in hidden]
         self._delta = [np.empty((rows, q), dtype) for q in hidden]
-        self._product = [np.empty(shape, dtype) for shape in pairwise(network.layers)]
+        self._products: dict[int, np.ndarray] = {}
         self._masks: list[np.ndarray] = []
         self._inputs: list[np.ndarray] = []  # of the second layer and those above
         self._margins: list[np.ndarray] = []  # of every layer
@@ -293,24 +305,29 @@ class _Work:
             self._inputs.append(a)
         raise AssertionError("a network has a layer above its features")
 
-    def backward(
-        self, parts: Parts, X: Any, delta: np.ndarray, gradient: list[tuple[np.ndarray, np.ndarray]]
-    ) -> None:
-        """Add to the gradient, from the derivative of the loss by the margins (m, k)."""
-        m = X.shape[0]
+    def backward(self, parts: Parts, delta: np.ndarray, gradient: Parts) -> np.ndarray:
+        """Add to the gradient of all layers but the first, of which it gives the derivative.
+
+        ``delta`` is that of the loss by the margins of the last layer, (m, k); what comes back is
+        that by the margins of the first, and lasts until the next call.
+        """
+        m = len(delta)
         for layer in range(len(parts) - 1, 0, -1):
             into = self._delta[layer - 1][:m]
-            self._add(gradient, layer, self._inputs[layer - 1], delta)
+            self.add(gradient, layer, self._inputs[layer - 1], delta)
             np.matmul(delta, parts[layer][0].T, out=into)
             if self._masks:
                 into *= self._masks[layer - 1]
             self._activation.chain(into, self._margins[layer - 1], self._a[layer - 1][:m])
             delta = into
-        self._add(gradient, 0, X, delta)
+        return delta
 
-    def _add(self, gradient: Any, layer: int, a: Any, delta: np.ndarray) -> None:
+    def add(self, gradient: Parts, layer: int, a: np.ndarray, delta: np.ndarray) -> None:
+        """Add to the gradient of a layer, from its dense inputs (m, n_in)."""
         by_weights, by_biases = gradient[layer]
-        by_weights += _product(a.T, delta, self._product[layer])
+        if layer not in self._products:
+            self._products[layer] = np.empty_like(by_weights)
+        by_weights += np.matmul(a.T, delta, out=self._products[layer])
         by_biases += delta.sum(axis=0)
 
 
