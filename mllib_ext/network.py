@@ -26,6 +26,8 @@ from mllib_ext.losses import Loss
 # Rows that pass through all layers together: the activations of a few hundred units stay in a
 # core's second-level cache, and the products are large enough for the full rate of a GEMM.
 ROWS = 128
+# Rows that make one product of the first layer's gradient.
+SPAN = 1024
 
 Parts = Sequence[tuple[np.ndarray, np.ndarray]]  # of every layer: W (n_in, n_out), b (n_out,)
 
@@ -238,27 +240,23 @@ def value_and_gradient(
     work = _Work(network, min(rows, n), X.dtype, dropout, rng)
     gradient = [(np.zeros_like(W), np.zeros_like(b)) for W, b in parts]
     value = 0.0
-    # A product of sparse rows is as large as the weights, however few the rows: one is enough.
-    sparse = not isinstance(X, np.ndarray)
-    by_first = np.empty((n, network.layers[1]), X.dtype) if sparse else None
-    for start in range(0, n, rows):
-        tile = slice(start, start + rows)
-        X_tile = X[tile]
-        z = work.forward(parts, X_tile).astype(np.float64)
-        if loss.n_outputs == 1:
-            z = z[:, 0]
-        losses, residual = loss.value_and_gradient(y[tile], z)
-        value += float(losses @ w[tile])
-        delta = (residual.T * w[tile]).T.astype(X.dtype).reshape(len(z), -1)
-        delta = work.backward(parts, delta, gradient)
-        if by_first is None:
-            work.add(gradient, 0, X_tile, delta)
-        else:
-            by_first[tile] = delta
-    if by_first is not None:
-        by_weights, by_biases = gradient[0]
-        by_weights += X.T @ by_first
-        by_biases += by_first.sum(axis=0)
+    # The gradient by the first weights is large: it is taken for several tiles together, and for
+    # all sparse rows, whose product is as large however few they are.
+    span = n if not isinstance(X, np.ndarray) else rows * max(1, SPAN // rows)
+    by_first = np.empty((min(span, n), network.layers[1]), X.dtype)
+    for first in range(0, n, span):
+        X_span = X[first : first + span]
+        for start in range(0, X_span.shape[0], rows):
+            X_tile = X_span[start : start + rows]
+            tile = slice(first + start, first + start + X_tile.shape[0])
+            z = work.forward(parts, X_tile).astype(np.float64)
+            if loss.n_outputs == 1:
+                z = z[:, 0]
+            losses, residual = loss.value_and_gradient(y[tile], z)
+            value += float(losses @ w[tile])
+            delta = (residual.T * w[tile]).T.astype(X.dtype).reshape(len(z), -1)
+            by_first[start : start + len(z)] = work.backward(parts, delta, gradient)
+        work.add(gradient, 0, X_span, by_first[: X_span.shape[0]])
     return value, gradient
 
 
@@ -322,12 +320,12 @@ class _Work:
             delta = into
         return delta
 
-    def add(self, gradient: Parts, layer: int, a: np.ndarray, delta: np.ndarray) -> None:
-        """Add to the gradient of a layer, from its dense inputs (m, n_in)."""
+    def add(self, gradient: Parts, layer: int, a: Any, delta: np.ndarray) -> None:
+        """Add to the gradient of a layer, from its inputs (m, n_in) and that by its margins."""
         by_weights, by_biases = gradient[layer]
         if layer not in self._products:
             self._products[layer] = np.empty_like(by_weights)
-        by_weights += np.matmul(a.T, delta, out=self._products[layer])
+        by_weights += _product(a.T, delta, self._products[layer])
         by_biases += delta.sum(axis=0)
 
 
