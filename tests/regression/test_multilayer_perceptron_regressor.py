@@ -29,12 +29,12 @@ def new(**params):
 
 def test_its_optimum_is_as_low_as_scikit_learns_and_its_predictions_are_what_it_says(frame):
     strength = 1e-3
-    model = new(regParam=strength, tol=1e-7, maxIter=2000).fit(frame)
+    model = new(regParam=strength, tol=1e-4, maxIter=500).fit(frame)
     losses = []
-    for seed in range(3):
+    for seed in range(2):
         theirs = MLPRegressor(
             hidden_layer_sizes=(8,), activation="tanh", solver="lbfgs", alpha=strength * len(Y),
-            tol=1e-7, max_iter=2000, random_state=seed,
+            tol=1e-5, max_iter=300, random_state=seed,
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
