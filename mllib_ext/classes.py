@@ -28,16 +28,25 @@ def weight_of_labels(y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return labels, np.bincount(index, weights=w)
 
 
+def labels_of(block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """One block's labels and the weight of each."""
+    return weight_of_labels(block.y, block.w)
+
+
+def merge_labels(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Labels and their weights of two sets of rows together, for ``Blocks.reduce``."""
+    labels, index = np.unique(np.concatenate([left[0], right[0]]), return_inverse=True)
+    return labels, np.bincount(index, weights=np.concatenate([left[1], right[1]]))
+
+
 def class_moments(block: Block) -> tuple[Any, ...]:
     """One block's labels, the weight of each, and the moments of its features."""
-    return *weight_of_labels(block.y, block.w), *moments(block)
+    return *labels_of(block), *moments(block)
 
 
 def merge_class_moments(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
     """Labels, their weights and the moments of two sets of rows together, for ``Blocks.reduce``."""
-    labels, index = np.unique(np.concatenate([left[0], right[0]]), return_inverse=True)
-    by_label = np.bincount(index, weights=np.concatenate([left[1], right[1]]))
-    return labels, by_label, *merge(left[2:], right[2:])  # type: ignore[arg-type]
+    return *merge_labels(left, right), *merge(left[2:], right[2:])  # type: ignore[arg-type]
 
 
 def class_weights(
@@ -83,3 +92,40 @@ def declared_classes(metadata: dict[str, Any]) -> int | None:
     if "vals" in attribute:
         return len(attribute["vals"])
     return int(attribute["num_vals"]) if "num_vals" in attribute else None
+
+
+def chosen(probability: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
+    """The class of each row (n,): of the largest probability / threshold, the lowest of several.
+
+    Parameters
+    ----------
+    probability : ndarray, shape (n, k)
+    thresholds : ndarray, shape (k,), or None
+        None for the largest probability alone.
+    """
+    scores = probability
+    if thresholds is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scores = probability / thresholds
+        scores[np.isnan(scores)] = -np.inf  # 0 / 0: not a class to choose, as in pyspark.ml
+    prediction: np.ndarray = scores.argmax(axis=1).astype(np.float64)
+    return prediction
+
+
+def refuse_thresholds(values: list[float]) -> None:
+    """ValueError for thresholds of classes out of pyspark.ml's ranges."""
+    found = np.array(values)
+    if not (found >= 0).all() or np.count_nonzero(found == 0) > 1:
+        raise ValueError(
+            "param thresholds: expected numbers of 0 or more, at most one of them 0, "
+            f"found {found.tolist()}"
+        )
+
+
+def refuse_number_of_thresholds(values: list[float], n_classes: int) -> None:
+    """ValueError for more or fewer thresholds than classes."""
+    if len(values) != n_classes:
+        raise ValueError(
+            f"param thresholds: expected {n_classes} values, one for each class, "
+            f"found {len(values)}"
+        )

@@ -29,6 +29,8 @@ from pyspark.ml.classification import (
     LinearSVCTrainingSummary,
     LogisticRegressionSummary,
     LogisticRegressionTrainingSummary,
+    MultilayerPerceptronClassificationSummary,
+    MultilayerPerceptronClassificationTrainingSummary,
     _ClassificationSummary,
     _TrainingSummary,
 )
@@ -99,6 +101,16 @@ class HasEvaluation(HasSummary[T], Generic[T, S]):
         return self._summarize(dataset, None)
 
 
+class HasSummaryMethod(HasEvaluation[T, S], Generic[T, S]):
+    """The same where pyspark.ml's ``summary()`` is a method."""
+
+    def summary(self) -> T:  # type: ignore[override]
+        """The summary of the training data: see :attr:`HasSummary.summary`."""
+        training = HasSummary.summary.fget  # type: ignore[attr-defined]
+        found: T = training(self)
+        return found
+
+
 @dataclass
 class _Training:
     """What a training summary comes from, and the last one made; a model's copies share it.
@@ -165,13 +177,8 @@ class MulticlassLinearSVCTrainingSummary(MulticlassLinearSVCSummary, _TrainingSu
     """The same of its training data."""
 
 
-class HasLinearSVCSummary(HasEvaluation[Any, Any]):
-    """Summaries of a linear support vector machine; ``summary()`` is a method, as in pyspark.ml."""
-
-    def summary(self) -> Any:  # type: ignore[override]
-        """The summary of the training data: see :attr:`HasSummary.summary`."""
-        training = HasSummary.summary.fget  # type: ignore[attr-defined]
-        return training(self)
+class HasLinearSVCSummary(HasSummaryMethod[Any, Any]):
+    """Summaries of a linear support vector machine."""
 
     def _summarize(self, dataset: DataFrame, history: Sequence[float] | None) -> Any:
         model = _with_all_columns(self, "rawPredictionCol", "predictionCol")
@@ -189,6 +196,29 @@ class HasLinearSVCSummary(HasEvaluation[Any, Any]):
             f"org.apache.spark.ml.classification.{name}Impl",
             model.transform(dataset),
             *([model.getRawPredictionCol()] if binary else []),
+            model.getPredictionCol(),
+            model.getLabelCol(),
+            model.getWeightCol() if model.isDefined("weightCol") else "weightCol",
+            *([] if history is None else [_doubles(history)]),
+        )
+
+
+class HasMultilayerPerceptronSummary(
+    HasSummaryMethod[
+        MultilayerPerceptronClassificationTrainingSummary, MultilayerPerceptronClassificationSummary
+    ]
+):
+    """Summaries of a multilayer perceptron that classifies."""
+
+    def _summarize(self, dataset: DataFrame, history: Sequence[float] | None) -> Any:
+        model = _with_all_columns(self, "predictionCol")
+        cls: Any = MultilayerPerceptronClassificationTrainingSummary
+        if history is None:
+            cls = MultilayerPerceptronClassificationSummary
+        return _of_java(
+            cls,
+            f"org.apache.spark.ml.classification.{cls.__name__}Impl",
+            model.transform(dataset),
             model.getPredictionCol(),
             model.getLabelCol(),
             model.getWeightCol() if model.isDefined("weightCol") else "weightCol",

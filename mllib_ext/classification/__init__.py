@@ -10,6 +10,10 @@ from mllib_ext.classification.logistic_regression import (
     LogisticRegression,
     LogisticRegressionModel,
 )
+from mllib_ext.classification.multilayer_perceptron_classifier import (
+    MultilayerPerceptronClassificationModel,
+    MultilayerPerceptronClassifier,
+)
 
 __all__ = [
     "CalibratedClassifier",
@@ -20,6 +24,8 @@ __all__ = [
     "LinearSVCModel",
     "LogisticRegression",
     "LogisticRegressionModel",
+    "MultilayerPerceptronClassificationModel",
+    "MultilayerPerceptronClassifier",
 ]
 
 # A saved model records this path: files may move below it without breaking what users saved.

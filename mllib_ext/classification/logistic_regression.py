@@ -39,10 +39,13 @@ from mllib_ext.base import (
 )
 from mllib_ext.blocks import Blocks
 from mllib_ext.classes import (
+    chosen,
     class_moments,
     class_weights,
     declared_classes,
     merge_class_moments,
+    refuse_number_of_thresholds,
+    refuse_thresholds,
 )
 from mllib_ext.columns import Matrix, data_type
 from mllib_ext.linear import (
@@ -333,12 +336,8 @@ class LogisticRegression(
         if not 0 <= self.getOrDefault(self.threshold) <= 1:
             found = self.getOrDefault(self.threshold)
             raise ValueError(f"param threshold: expected a number in [0, 1], found {found!r}")
-        values = np.array(self.getThresholds()) if self.isDefined("thresholds") else np.ones(1)
-        if not (values >= 0).all() or np.count_nonzero(values == 0) > 1:
-            raise ValueError(
-                "param thresholds: expected numbers of 0 or more, at most one of them 0, "
-                f"found {values.tolist()}"
-            )
+        if self.isDefined("thresholds"):
+            refuse_thresholds(self.getThresholds())
 
     def _solver(self, blocks: Blocks, k: int) -> str:
         if self.getSolver() != "auto":
@@ -392,11 +391,8 @@ class LogisticRegression(
             raise ValueError(
                 f"param family: expected multinomial or auto for {k} classes, found 'binomial'"
             )
-        if self.isDefined("thresholds") and len(self.getThresholds()) != k:
-            raise ValueError(
-                f"param thresholds: expected {k} values, one for each class, "
-                f"found {len(self.getThresholds())}"
-            )
+        if self.isDefined("thresholds"):
+            refuse_number_of_thresholds(self.getThresholds(), k)
         return k > 2 or self.getFamily() == "multinomial"
 
     def _constant(self, label: int, multinomial: bool, k: int, d: int) -> LogisticRegressionModel:
@@ -457,12 +453,8 @@ def _predict(
     z = X @ coefficients.T + intercepts  # (n, 1) or (n, k)
     if multinomial:
         raw, probability = z, softmax(z)
-        scores = probability
-        if rule is not None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                scores = probability / rule
-            scores[np.isnan(scores)] = -np.inf  # 0 / 0: not a class to choose, as in pyspark.ml
-        prediction = scores.argmax(axis=1).astype(np.float64)
+        assert not isinstance(rule, float)
+        prediction = chosen(probability, rule)
     else:
         raw = np.hstack([-z, z])
         probability = sigmoid(raw)

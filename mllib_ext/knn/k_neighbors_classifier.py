@@ -12,7 +12,12 @@ from pyspark.ml.linalg import Vector
 
 from mllib_ext.base import Output, dense
 from mllib_ext.blocks import Blocks
-from mllib_ext.classes import class_weights, declared_classes
+from mllib_ext.classes import (
+    chosen,
+    class_weights,
+    declared_classes,
+    refuse_number_of_thresholds,
+)
 from mllib_ext.knn.predictors import KNeighborsEstimator, KNeighborsModel
 from mllib_ext.knn.votes import LabelledRows, class_votes
 from mllib_ext.persistence import SavesParams
@@ -81,12 +86,7 @@ def _classify(
 ) -> dict[str, np.ndarray]:
     raw = class_votes(labels, weights, n_classes)
     probability = raw / raw.sum(axis=1, keepdims=True)
-    scores = probability
-    if thresholds is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scores = probability / thresholds
-        scores[np.isnan(scores)] = -np.inf  # 0 / 0: not a class to choose, as in pyspark.ml
-    prediction = scores.argmax(axis=1).astype(np.float64)
+    prediction = chosen(probability, thresholds)
     return dict(zip(names, (raw, probability, prediction), strict=True))
 
 
@@ -152,11 +152,8 @@ class KNeighborsClassifier(KNeighborsEstimator, ProbabilisticClassifier, SavesPa
         declared = declared_classes(blocks.label_metadata)
         by_label = np.bincount(index, rows.w)
         n_classes = len(class_weights(self.getLabelCol(), labels, by_label, declared))
-        if self.isDefined("thresholds") and len(self.getThresholds()) != n_classes:
-            raise ValueError(
-                f"param thresholds: expected {n_classes} values, one for each class, "
-                f"found {len(self.getThresholds())}"
-            )
+        if self.isDefined("thresholds"):
+            refuse_number_of_thresholds(self.getThresholds(), n_classes)
         model: KNeighborsClassificationModel = self._taken_over(
             KNeighborsClassificationModel(rows, n_classes)
         )

@@ -6,6 +6,7 @@ What the minimizers of it share. ``f`` is what an objective's callables evaluate
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,11 @@ class Composite(Differentiable, Protocol):
 
     @property
     def nonsmooth(self) -> L1Box | None: ...
+
+    @property
+    def along(
+        self,
+    ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]: ...
 
 
 def nonsmooth(objective: Composite, size: int) -> L1Box:

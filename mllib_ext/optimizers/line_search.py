@@ -1,8 +1,9 @@
-"""A step length along a descent direction, many trials to a round.
+"""A step length along a descent direction, many trials to a round where they cost little.
 
 The first trial is evaluated whole, since it mostly holds. Where it does not, one round evaluates
-the objective at a grid of steps (the margins are linear in the step, so that the data are read
-once), and a second one the gradient at the best of them.
+the objective at a grid of steps (the margins of a linear predictor are linear in the step, so that
+the data are read once), and a second one the gradient at the best of them. Of a network a trial
+costs as much as a gradient: there, trials bisect, a round each.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ CURVATURE = 0.9
 # Powers of two about the first trial: down to a thousandth, up to a thousand times as far.
 SHRINK = 2.0 ** -np.arange(1, 11)
 GROW = 2.0 ** np.arange(10, 0, -1)
+# Where each trial is a round: a step a million times shorter than the first is none.
+TRIALS = 20
 
 
 class Differentiable(Protocol):
-    """What optimizers see of an objective."""
+    """What optimizers see of an objective.
+
+    ``along`` is None where many steps cost as much as so many gradients.
+    """
 
     @property
     def precision(self) -> float: ...
@@ -35,9 +41,10 @@ class Differentiable(Protocol):
         self, v: np.ndarray
     ) -> tuple[float, np.ndarray, np.ndarray | None]: ...
 
+    @property
     def along(
-        self, v: np.ndarray, p: np.ndarray, steps: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]: ...
+        self,
+    ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None: ...
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,15 @@ def search(
         approximate = (f <= top + noise) & (np.abs(df) <= (1 - 2 * ARMIJO) * abs(slope))
         return np.isfinite(f) & (armijo | approximate)
 
+    if objective.along is None:
+
+        def judged(t: float, evaluation: tuple[Any, ...]) -> tuple[bool, bool]:
+            f, df = evaluation[0], float(evaluation[1] @ p)
+            low = bool(low_enough(t, f, df))
+            return not low, longer and low and df < CURVATURE * slope
+
+        return bisect(lambda t: evaluate(v + t * p), judged, trial, noise / abs(slope))
+
     first = evaluate(v + trial * p)
     f, df = first[0], float(first[1] @ p)
     if low_enough(trial, f, df) and not (longer and df < CURVATURE * slope):
@@ -115,3 +131,43 @@ def search(
     if steps[best] > trial and values[best] >= f:
         return Found(trial, first)
     return Found(float(steps[best]), evaluate(v + steps[best] * p))
+
+
+def bisect(
+    evaluate: Callable[[float], tuple[Any, ...]],
+    judged: Callable[[float, tuple[Any, ...]], tuple[bool, bool]],
+    trial: float,
+    shortest: float,
+) -> Found | None:
+    """A step that is neither too long nor too short (Lewis & Overton 2013, algorithm 2.6).
+
+    Parameters
+    ----------
+    evaluate : callable
+        The objective at a step: one round.
+    judged : callable
+        ``judged(step, evaluation)``: whether the step is too long, and whether it is too short.
+    trial : float
+        The step tried first.
+    shortest : float
+        Up to here a step changes the objective by less than its rounding.
+
+    Returns
+    -------
+    Found or None
+        After :data:`TRIALS` the longest step that was not too long; None if there was none.
+    """
+    low, high, kept = 0.0, np.inf, None
+    for _ in range(TRIALS):
+        evaluation = evaluate(trial)
+        too_long, too_short = judged(trial, evaluation)
+        if too_long:
+            high = trial
+        else:
+            low, kept = trial, Found(trial, evaluation)
+            if not too_short:
+                return kept
+        trial = 2 * low if np.isinf(high) else (low + high) / 2
+        if trial <= shortest:
+            break
+    return kept

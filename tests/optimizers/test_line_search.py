@@ -145,3 +145,43 @@ def test_what_is_evaluated_at_the_step_is_the_callers_choice():
         found = curve.search(3.0, -3.0, trial, evaluate=curve.value_gradient_hessian)
         assert found.evaluation[2] == 4.0
         assert set(curve.asked) <= {"value_gradient_hessian", "along"}
+
+
+# --- objectives of which a trial costs a gradient -------------------------------------------------
+
+
+def alone(curve):
+    """The same function without many steps in one round."""
+    curve.along = None
+    return curve
+
+
+@pytest.mark.parametrize("trial", [3.0, 50.0, 900.0, 1e-2, 1e-4])
+def test_a_wolfe_search_without_grids_bisects_and_doubles(trial):
+    curve = alone(parabola())
+    found = curve.search(3.0, -3.0, trial, longer=True)
+    assert falls_enough(curve, 3.0, -3.0, found.step)
+    assert abs(curve.df(3.0 - 3.0 * found.step)) <= CURVATURE * 3.0
+    assert found.evaluation[0] == curve.f(3.0 - 3.0 * found.step)
+    # One trial for every factor of two, at most, from the first step to one that holds.
+    assert curve.asked["value_and_gradient"] <= 2 + abs(np.log2(trial))
+
+
+def test_between_a_step_too_short_and_one_too_long_bisection_finds_one_that_holds():
+    # It falls evenly up to 1, and then a wall stands: 0.7 is too short, 1.4 too long.
+    curve = alone(
+        Curve(lambda x: -x + 1e3 * max(x - 1, 0) ** 2, lambda x: -1 + 2e3 * max(x - 1, 0))
+    )
+    found = curve.search(0.0, 1.0, 0.7, longer=True)
+    assert 0.7 < found.step < 1.4
+    assert curve.df(found.step) >= CURVATURE * curve.df(0.0)
+    assert falls_enough(curve, 0.0, 1.0, found.step)
+
+
+def test_without_grids_there_is_no_step_where_every_one_rises_and_none_is_tried_below_rounding():
+    curve = alone(Curve(lambda x: 1.0 + np.abs(x - 3.0), lambda x: 1.0 + 0 * x))
+    assert curve.search(3.0, -1.0, 1.0) is None
+    assert curve.asked == {"value_and_gradient": 20}
+    coarse = alone(Curve(curve.f, curve.df, precision=1e-3))
+    assert coarse.search(3.0, -1.0, 1.0) is None
+    assert coarse.asked == {"value_and_gradient": 10}  # 2**-10 < 1e-3
