@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from mllib_ext import storage
 from mllib_ext.job import yamlfile
 from mllib_ext.job.config import JobConfig, Output
 from mllib_ext.optimizers.loop import Record
+from mllib_ext.plain import plain
 
 logger = logging.getLogger(__name__)
 
@@ -86,17 +86,3 @@ def line(record: Record) -> dict[str, Any]:
         "settings": asdict(record.settings),
         "actions": list(record.actions),
     }
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON knows it: no NaN, no infinity, no NumPy scalar."""
-    match value:
-        case dict():
-            return {key: plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [plain(item) for item in value]
-        case bool() | int() | str() | None:
-            return value
-        case float():
-            return float(value) if math.isfinite(value) else None
-    return plain(value.item()) if hasattr(value, "item") else str(value)
