@@ -156,7 +156,7 @@ def _watched(estimator: Any, fit: Callable[[Any], Any], place: Callable[[str], s
         return fit(estimator)
     from mllib_ext.monitor.fits import Monitor  # nobody else pays for its imports
 
-    return (live or Monitor(partial(place, path))).fit(estimator, fit)
+    return (live or Monitor.at(path, place)).fit(estimator, fit)
 
 
 def _fit_rows(dataset: DataFrame, estimator: Any) -> Any:

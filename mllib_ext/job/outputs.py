@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 from mllib_ext import storage
 from mllib_ext.job import yamlfile
 from mllib_ext.job.config import JobConfig, Output
+from mllib_ext.monitor.directory import of_a_run
 from mllib_ext.optimizers.loop import Record
 from mllib_ext.plain import plain
 
@@ -57,6 +58,19 @@ def output_directory(output: Output) -> Iterator[str]:
             )
     with storage.atomic_directory(path, overwrite=output.overwrite) as directory:
         yield directory
+
+
+def run_directory(output: Output) -> str:
+    """Where the fits of a job are recorded, from the first round on: ``OUTPUT.run``.
+
+    What an earlier attempt recorded there is deleted.
+    """
+    path = storage.qualified(output.path).rstrip("/") + ".run"
+    names = storage.names(path)
+    if names and all(map(of_a_run, names)):
+        storage.delete(path)
+    logger.info("watch the fit: python -m mllib_ext.monitor show %s", path)
+    return path
 
 
 def write_report(directory: str, config: JobConfig, report: dict[str, Any]) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
@@ -65,16 +65,23 @@ def run_directory(path: str) -> RunDirectory:
     A path without one is on Spark's default file system while a session runs, as with
     ``model.save``, and else on the local disk.
     """
-    if "://" not in path and not path.startswith("file:"):
+    scheme = re.match(r"([A-Za-z][\w+.-]*):/", path)
+    if scheme is None:
         if SparkContext._active_spark_context is None:
             return LocalDirectory(path)
         path = storage.qualified(path)
-    if urlsplit(path).scheme == "file":
-        return LocalDirectory(unquote(urlsplit(path).path) if "%" in path else path[5:])
+        scheme = re.match(r"([A-Za-z][\w+.-]*):/", path)
+    if scheme is not None and scheme[1] == "file":
+        return LocalDirectory(path.removeprefix("file:"))  # Hadoop's paths have no %20
     if SparkContext._active_spark_context is None:
         builder: Any = SparkSession.builder
         builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
     return HadoopDirectory(path)
+
+
+def resolved(path: str) -> str:
+    """The whole path of a run directory, whatever the working directory becomes."""
+    return run_directory(path).path
 
 
 class LocalDirectory:
@@ -206,6 +213,12 @@ def claimed(path: str, description: dict[str, Any]) -> RunDirectory:
         if directory.make(description):
             return directory
     raise AssertionError("the numbers do not end")
+
+
+def of_a_run(name: str) -> bool:
+    """Whether this is what is in the directory of a run or of several: a file's name or below."""
+    files = (DESCRIPTION, EVENTS, SEGMENTS, CONTROL)
+    return name in files or re.fullmatch("(fit|fold|point)-[0-9]+", name) is not None
 
 
 def names_below(path: str) -> list[str] | None:

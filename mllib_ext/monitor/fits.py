@@ -55,6 +55,14 @@ class Monitor:
         self._start = -1
         self._settings: Any = None
 
+    @classmethod
+    def at(cls, path: str | None, place: Callable[[str], str] = str, keep: bool = False) -> Monitor:
+        """A monitor that records at a path or, where ``place`` says so, below it."""
+        if path is None:
+            return cls(None, keep)
+        whole = directory.resolved(path)  # here: the thread that writes asks the JVM for nothing
+        return cls(lambda: place(whole), keep)
+
     def __call__(self, state: Any, record: Record) -> list[Action]:
         if record.iteration == 0:
             self._start += 1

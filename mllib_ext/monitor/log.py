@@ -11,6 +11,8 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+from pyspark import InheritableThread
+
 from mllib_ext.monitor.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,8 @@ class Log:
         self._began = self._wrote = self._looked = time.monotonic()
         self._lock = threading.RLock()
         self._wake, self._closing = threading.Event(), False
-        self._thread = threading.Thread(target=self._run, name="mllib_ext run log", daemon=True)
+        # Its connection to the JVM is closed with it.
+        self._thread: Any = InheritableThread(target=self._run, daemon=True)
         self._thread.start()
 
     def add(self, make: Callable[[], dict[str, Any]]) -> None:

@@ -292,7 +292,7 @@ def test_a_path_without_a_run_is_an_error(tmp_path):
         read_run(str(tmp_path))
 
 
-@pytest.mark.parametrize("path", ["{}/a b", "file:{}/a b", "file://{}/a%20b"])
+@pytest.mark.parametrize("path", ["{}/a b", "file:{}/a b", "file://{}/a b"])
 def test_a_local_path_may_have_a_scheme(tmp_path, path):
     assert run_directory(path.format(tmp_path)).path == f"{tmp_path}/a b"
 
