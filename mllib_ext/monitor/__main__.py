@@ -2,11 +2,13 @@
 
 python -m mllib_ext.monitor show RUN_DIR
 python -m mllib_ext.monitor ctl RUN_DIR set stepSize=0.01
+python -m mllib_ext.monitor serve RUNS_DIR
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import json
 import math
@@ -50,6 +52,14 @@ def parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait for it"
     )
     ctl.set_defaults(work=_ctl)
+    serve = actions.add_parser("serve", help="serve a page of the runs below a directory")
+    serve.add_argument("path", metavar="RUNS_DIR")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen at")
+    serve.add_argument("--port", type=int, default=0, help="0 takes one that is free")
+    serve.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="as that of a proxy"
+    )
+    serve.set_defaults(work=_serve)
     return parser
 
 
@@ -58,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         return int(options.work(options))
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -132,6 +142,22 @@ def _table(rounds: pd.DataFrame) -> str:
 
 def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+# --- serve ---------------------------------------------------------------------------------------
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from mllib_ext.monitor.server import Directory, Server
+
+    runs = Directory(options.path)
+    with (
+        Server(runs, host=options.host, port=options.port, hosts=options.allow_host) as server,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        print(f"{len(runs())} runs at {server.url}  (Ctrl-C ends)", flush=True)
+        server.wait()
+    return 0
 
 
 # --- ctl -----------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from pyspark import InheritableThread
@@ -12,6 +13,9 @@ from pyspark.sql import DataFrame
 from mllib_ext.monitor.controls import Command
 from mllib_ext.monitor.fits import Monitor
 from mllib_ext.monitor.run import rounds_of
+
+if TYPE_CHECKING:
+    from mllib_ext.monitor.server import Server
 
 
 class LiveRun:
@@ -27,8 +31,7 @@ class LiveRun:
     """
 
     def __init__(self, estimator: Any, dataset: DataFrame) -> None:
-        path = estimator.getRunDir()
-        self._monitor = Monitor(None if path is None else estimator.getRunDir, keep=True)
+        self._monitor = Monitor.at(estimator.getRunDir(), keep=True)
         estimator._monitor = self._monitor
         self._estimator, self._dataset = estimator, dataset
         self._context = dataset.sparkSession.sparkContext
@@ -123,9 +126,46 @@ class LiveRun:
         """Send a command; ValueError if it is wrong or the run has ended."""
         return self._monitor.controls.send(command)
 
+    def serve(self, *, host: str = "127.0.0.1", port: int = 0, hosts: Sequence[str] = ()) -> Server:
+        """Serve a page that watches and steers this fit: its address is the answer's ``url``.
+
+        Parameters
+        ----------
+        host, port, hosts
+            As in :class:`mllib_ext.monitor.server.Server`.
+
+        Raises
+        ------
+        ImportError
+            Without the extra ``[live]``.
+        """
+        from mllib_ext.monitor.server import Server
+
+        source = _Served(self, self._monitor)
+        return Server(lambda: {".": source}, host=host, port=port, hosts=hosts)
+
     def cancel(self) -> None:
         """Give the fit up at once, its Spark jobs included: ``result`` raises."""
         self._context.cancelJobGroup(self.job_group)
 
     def __repr__(self) -> str:
         return f"LiveRun({type(self._estimator).__name__}, {self.state})"
+
+
+class _Served:
+    """A fit of this process as :mod:`mllib_ext.monitor.server` asks for it."""
+
+    def __init__(self, run: LiveRun, monitor: Monitor) -> None:
+        self._run, self._monitor = run, monitor
+
+    def description(self) -> dict[str, Any]:
+        return self._monitor.description
+
+    def events(self, after: int) -> list[dict[str, Any]]:
+        return self._monitor.log.events(after)
+
+    def state(self) -> str:
+        return self._run.state
+
+    def send(self, command: Command) -> None:
+        self._run.send(command)
