@@ -20,6 +20,7 @@ from mllib_ext.classification import KernelSVC, LogisticRegression
 from mllib_ext.clustering import BisectingKMeans, KMeans, MiniBatchKMeans
 from mllib_ext.monitor import events, find_runs, read_run
 from mllib_ext.monitor.__main__ import main
+from mllib_ext.monitor.controls import Command
 from mllib_ext.monitor.directory import HadoopDirectory, LocalDirectory, run_directory
 from mllib_ext.monitor.events import Plane, camel, snake
 from mllib_ext.optimizers.loop import Change, Record, Settings, State, Stop
@@ -267,17 +268,30 @@ def test_a_run_whose_driver_was_killed_is_lost_and_a_line_cut_off_is_left_out(fr
     assert losses(run) == [record.loss for record in model.history]
 
 
-def test_a_file_system_without_append_gets_segments(frame, tmp_path, monkeypatch):
+def test_a_file_system_without_append_gets_segments_and_commands_as_files(
+    frame, tmp_path, monkeypatch
+):
     path = f"file://{tmp_path}/far"
     monkeypatch.setattr(HadoopDirectory, "pause", lambda self, age: 0.0)
+    monkeypatch.setattr(HadoopDirectory, "look_seconds", 0.0)
     monkeypatch.setattr("mllib_ext.monitor.directory.LocalDirectory", _never)
     monkeypatch.setattr("mllib_ext.monitor.directory.run_directory", HadoopDirectory)
     monkeypatch.setattr("mllib_ext.monitor.run.run_directory", HadoopDirectory)
-    slow = [lambda state, record: time.sleep(0.15)]
-    model = KMeans(k=3, maxIter=4, tol=0.0, seed=1).setCallbacks(slow).setRunDir(path).fit(frame)
+    control = tmp_path / "far" / "control"
+
+    def slow(state, record):
+        if record.iteration == 1:
+            HadoopDirectory(path).send("1", Command("note", {"text": "from afar"}).text())
+            while list(control.iterdir()):
+                time.sleep(0.01)
+        time.sleep(0.15)
+
+    estimator = KMeans(k=3, maxIter=4, tol=0.0, seed=1).setCallbacks([slow]).setRunDir(path)
+    model = estimator.fit(frame)
     run = read_run(path)
     assert losses(run) == [record.loss for record in model.history]
     assert run.state == "finished"
+    assert run.actions["values"].tolist() == [{"text": "from afar"}]
     segments = sorted(p.name for p in (tmp_path / "far" / "events").iterdir())
     assert len(segments) > 1
     assert segments == [f"{i:06d}.jsonl" for i in range(1, len(segments) + 1)]
