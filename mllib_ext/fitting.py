@@ -149,7 +149,13 @@ class _Grid:
 
 
 def _watched(estimator: Any, fit: Callable[[Any], Any], place: Callable[[str], str]) -> Any:
-    """Fit; where there is a run directory or a handle, recorded there and steered."""
+    """Fit; where there is a run directory or a handle, recorded there and steered.
+
+    A callback that has ``around(fit, estimator) -> model`` is told of the beginning and the end.
+    """
+    for callback in getattr(estimator, "_callbacks", ()):
+        if hasattr(callback, "around"):
+            fit = partial(callback.around, fit)
     path: Any = getattr(estimator, "_run_dir", None)
     live: Any = getattr(estimator, "_monitor", None)
     if path is None and live is None:

@@ -8,5 +8,6 @@ no algorithm knows of it. Imports nothing above :mod:`mllib_ext.storage` and the
 
 from mllib_ext.monitor.handle import LiveRun
 from mllib_ext.monitor.run import Run, find_runs, read_run
+from mllib_ext.monitor.trackers import MLflow, TensorBoard
 
-__all__ = ["LiveRun", "Run", "find_runs", "read_run"]
+__all__ = ["LiveRun", "MLflow", "Run", "TensorBoard", "find_runs", "read_run"]

@@ -12,7 +12,7 @@ from typing import Any
 from mllib_ext.monitor import directory
 from mllib_ext.monitor.controls import Command, Controls
 from mllib_ext.monitor.events import Plane, camel, description, round_event, tunables
-from mllib_ext.monitor.log import Log
+from mllib_ext.monitor.log import Destination, Log
 from mllib_ext.optimizers.loop import Action, Change, Record
 from mllib_ext.plain import plain
 
@@ -40,16 +40,19 @@ class Monitor:
 
     Parameters
     ----------
-    path : callable or None
-        The run directory, asked for when the first round is done; None records nowhere.
+    begin : callable or None
+        Makes of the run's description where its events go, when the first round is done; None
+        records nowhere.
     keep : bool
         Whether events stay in memory.
     """
 
-    def __init__(self, path: Callable[[], str] | None, keep: bool = False) -> None:
+    def __init__(
+        self, begin: Callable[[dict[str, Any]], Destination] | None, keep: bool = False
+    ) -> None:
         self.description: dict[str, Any] = {}
-        begin = None if path is None else lambda: directory.claimed(path(), self.description)
-        self.log = Log(begin, keep, self._arrived)
+        make = None if begin is None else lambda: begin(self.description)
+        self.log = Log(make, keep, self._arrived)
         self.controls = Controls(self._tell)
         self._planes: dict[str, Plane] = {}
         self._start = -1
@@ -61,7 +64,7 @@ class Monitor:
         if path is None:
             return cls(None, keep)
         whole = directory.resolved(path)  # here: the thread that writes asks the JVM for nothing
-        return cls(lambda: place(whole), keep)
+        return cls(lambda description: directory.claimed(place(whole), description), keep)
 
     def __call__(self, state: Any, record: Record) -> list[Action]:
         if record.iteration == 0:

@@ -9,11 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from pyspark import InheritableThread
-
-from mllib_ext.monitor.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +23,27 @@ KEPT = 100_000
 PATIENCE = 10.0
 
 
+class Destination(Protocol):
+    """Where events go, and where commands come from: as in
+    :class:`~mllib_ext.monitor.directory.RunDirectory`."""
+
+    path: str
+    look_seconds: float
+
+    def append(self, lines: str) -> None: ...
+
+    def pause(self, age: float) -> float: ...
+
+    def take(self) -> list[str]: ...
+
+
 class Log:
     """Events in their order. A fit leaves what it knows here and goes on; the thread does the rest.
 
     Parameters
     ----------
     begin : callable or None
-        Makes the run directory when the first round is done; None keeps events in memory alone.
+        Makes their destination when the first round is done; None keeps events in memory alone.
     keep : bool
         Whether events stay in memory.
     arrived : callable
@@ -40,12 +52,12 @@ class Log:
 
     def __init__(
         self,
-        begin: Callable[[], RunDirectory] | None,
+        begin: Callable[[], Destination] | None,
         keep: bool,
         arrived: Callable[[str], None],
     ) -> None:
         self._begin, self._arrived = begin, arrived
-        self.directory: RunDirectory | None = None
+        self.directory: Destination | None = None
         self._waiting: deque[tuple[float, Callable[[], dict[str, Any]]]] = deque()
         self._kept: deque[dict[str, Any]] = deque(maxlen=KEPT if keep else 0)
         self._lines: list[str] = []
