@@ -96,9 +96,14 @@ class HasFeatures(HasFeaturesCol):
 
 
 class HasCallbacks:
-    """Functions called after every round of a fit (:mod:`mllib_ext.optimizers.loop`)."""
+    """Functions called after every round of a fit (:mod:`mllib_ext.optimizers.loop`).
+
+    A run directory and :meth:`~mllib_ext.fitting.FitsOverBlocks.fitAsync` add one of their own.
+    """
 
     _callbacks: tuple[Callback, ...] = ()
+    _run_dir: str | None = None
+    _monitor: Any = None  # that of a handle
 
     def setCallbacks(self, callbacks: Sequence[Callback]) -> Self:
         """Set the callbacks: carried along by ``copy``, never saved."""
@@ -108,6 +113,21 @@ class HasCallbacks:
     def getCallbacks(self) -> tuple[Callback, ...]:
         """The callbacks."""
         return self._callbacks
+
+    def setRunDir(self, path: str | None) -> Self:
+        """Set the directory that a fit records its rounds in and takes commands from.
+
+        On any Hadoop file system, and there while the fit runs: see
+        :func:`mllib_ext.monitor.read_run`. A fit that finds a run there already goes to ``fit-2``,
+        ``fit-3``, ... below it, and those of a grid to ``fold-1/point-1``, ... Carried along by
+        ``copy``, never saved.
+        """
+        self._run_dir = path
+        return self
+
+    def getRunDir(self) -> str | None:
+        """The directory that a fit is recorded in."""
+        return self._run_dir
 
 
 # --- a fitted model --------------------------------------------------------------------------

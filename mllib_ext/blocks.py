@@ -64,12 +64,14 @@ class Round:
     """What a round cost: wall-clock seconds on the driver, bytes, and each partition's share.
 
     ``bytes_down`` counts the parameters once for every task, ``bytes_up`` the partial results.
+    ``n_tasks`` shared the partitions among them.
     """
 
     seconds: float
     bytes_down: int
     bytes_up: int
     partitions: tuple[PartitionReport, ...]
+    n_tasks: int = 1
 
 
 class _Rounds(threading.local):
@@ -299,6 +301,7 @@ class Blocks:
                     )
                     for p in parts
                 ),
+                n_tasks=self.n_tasks,
             )
         )
         return result

@@ -9,14 +9,18 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from pyspark.ml.base import Estimator, _FitMultipleIterator
 from pyspark.sql import DataFrame
 
 from mllib_ext.blocks import Blocks
 from mllib_ext.partials import Merge, Stage
+
+if TYPE_CHECKING:
+    from mllib_ext.monitor import LiveRun
 
 # A pass over so many bytes takes a core a fraction of a Spark job's 25 ms.
 DRIVER_BYTES = 16 << 20
@@ -47,8 +51,37 @@ class FitsOverBlocks(Estimator[Any]):
 
     def _fit(self, dataset: DataFrame) -> Any:
         self._refuse(dataset)
-        with training_blocks(self, dataset) as blocks:
-            return self._finish(self._fit_blocks(blocks), dataset)
+        return _watched(self, partial(_fit_rows, dataset), lambda path: path)
+
+    def fitAsync(self, dataset: DataFrame, params: dict[Any, Any] | None = None) -> LiveRun:
+        """Fit in another thread, under a Spark job group of its own.
+
+        Parameters
+        ----------
+        dataset : DataFrame
+        params : dict, optional
+            As in ``fit``.
+
+        Returns
+        -------
+        LiveRun
+            Watches the fit, changes its settings, pauses or stops it, and has its model:
+            ``run.set(stepSize=0.01)``, ``run.stop()``, ``run.result()``.
+
+        Raises
+        ------
+        TypeError
+            The estimator has no rounds to steer.
+        ValueError
+            What ``fit`` refuses before it starts.
+        """
+        from mllib_ext.monitor.handle import LiveRun
+
+        if not hasattr(self, "getCallbacks"):
+            raise TypeError(f"{type(self).__name__}: expected rounds to steer, found none")
+        estimator: Any = self.copy(params or {})
+        estimator._refuse(dataset)
+        return LiveRun(estimator, dataset)
 
     def fitMultiple(
         self, dataset: DataFrame, paramMaps: Sequence[dict[Any, Any]]
@@ -82,6 +115,7 @@ class _Grid:
         self._blocks: dict[str, Blocks] = {}
         self._left = len(estimators)
         self._lock = threading.Lock()
+        self._fold: Any = None
         weakref.finalize(self, _close, self._blocks)
 
     def fit(self, index: int) -> Any:
@@ -93,12 +127,47 @@ class _Grid:
                 if key not in self._blocks:
                     self._blocks[key] = training_blocks(estimator, self._dataset)
                 blocks = self._blocks[key]
-            return estimator._finish(estimator._fit_blocks(blocks), self._dataset)
+
+            def fit(watched: Any) -> Any:
+                return watched._finish(watched._fit_blocks(blocks), self._dataset)
+
+            return _watched(estimator, fit, lambda path: self._point(path, index + 1))
         finally:
             with self._lock:
                 self._left -= 1
                 if not self._left:
                     _close(self._blocks)
+
+    def _point(self, path: str, number: int) -> str:
+        """The run directory of one point of this grid, the fold's made when it is first needed."""
+        from mllib_ext.monitor.fits import Fold
+
+        with self._lock:
+            if self._fold is None:
+                self._fold = Fold(path)
+            return self._fold.point(number)
+
+
+def _watched(estimator: Any, fit: Callable[[Any], Any], place: Callable[[str], str]) -> Any:
+    """Fit; where there is a run directory or a handle, recorded there and steered.
+
+    A callback that has ``around(fit, estimator) -> model`` is told of the beginning and the end.
+    """
+    for callback in getattr(estimator, "_callbacks", ()):
+        if hasattr(callback, "around"):
+            fit = partial(callback.around, fit)
+    path: Any = getattr(estimator, "_run_dir", None)
+    live: Any = getattr(estimator, "_monitor", None)
+    if path is None and live is None:
+        return fit(estimator)
+    from mllib_ext.monitor.fits import Monitor  # nobody else pays for its imports
+
+    return (live or Monitor.at(path, place)).fit(estimator, fit)
+
+
+def _fit_rows(dataset: DataFrame, estimator: Any) -> Any:
+    with training_blocks(estimator, dataset) as blocks:
+        return estimator._finish(estimator._fit_blocks(blocks), dataset)
 
 
 def _close(blocks: dict[str, Blocks]) -> None:

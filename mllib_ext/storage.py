@@ -83,6 +83,23 @@ def write_text(path: str, text: str) -> None:
             stream.close()
 
 
+def put_text(path: str, text: str) -> None:
+    """Write a new UTF-8 file that readers see whole or not at all; FileExistsError if it is there.
+
+    Parents are made as needed.
+    """
+    final = qualified(path)
+    _refuse_existing(final, overwrite=False)
+    _, jpath = _open(final)
+    beside = f"{jpath.getParent().toString()}/.{jpath.getName()}.{uuid.uuid4().hex[:8]}.tmp"
+    write_text(beside, text)
+    try:
+        _rename(beside, final)
+    except BaseException:
+        delete(beside)
+        raise
+
+
 def delete(path: str) -> None:
     """Delete a file or a directory with all it holds, if it is there."""
     with _io_errors(path):

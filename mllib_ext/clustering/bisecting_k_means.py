@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from pyspark import keyword_only
@@ -91,6 +91,8 @@ class Tree(State):
         Of leaves; of other nodes what they were when they were split.
     sums : ndarray, shape (m, d)
     """
+
+    shown: ClassVar[tuple[str, ...]] = ("sizes", "centers")
 
     centers: np.ndarray
     children: np.ndarray

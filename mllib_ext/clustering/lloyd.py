@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class Clusters(State):
     sums : ndarray, shape (k, d)
         Weighted sums of these rows, in the space.
     """
+
+    shown: ClassVar[tuple[str, ...]] = ("sizes", "centers")
 
     centers: np.ndarray
     sizes: np.ndarray

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from pyspark import keyword_only
@@ -53,6 +53,8 @@ class Moving(State):
         :class:`mllib_ext.clustering.lloyd.Clusters`: the next move.
     round : int
     """
+
+    shown: ClassVar[tuple[str, ...]] = ("sizes", "centers")
 
     centers: np.ndarray
     seen: np.ndarray

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,7 +15,9 @@ from pyspark.sql import SparkSession
 from mllib_ext import storage
 from mllib_ext.job import yamlfile
 from mllib_ext.job.config import JobConfig, Output
+from mllib_ext.monitor.directory import of_a_run
 from mllib_ext.optimizers.loop import Record
+from mllib_ext.plain import plain
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,19 @@ def output_directory(output: Output) -> Iterator[str]:
         yield directory
 
 
+def run_directory(output: Output) -> str:
+    """Where the fits of a job are recorded, from the first round on: ``OUTPUT.run``.
+
+    What an earlier attempt recorded there is deleted.
+    """
+    path = storage.qualified(output.path).rstrip("/") + ".run"
+    names = storage.names(path)
+    if names and all(map(of_a_run, names)):
+        storage.delete(path)
+    logger.info("watch the fit: python -m mllib_ext.monitor show %s", path)
+    return path
+
+
 def write_report(directory: str, config: JobConfig, report: dict[str, Any]) -> None:
     """Write what marks a result of a job: its report and its resolved config."""
     text = json.dumps(plain(report), indent=2, ensure_ascii=False)
@@ -86,17 +100,3 @@ def line(record: Record) -> dict[str, Any]:
         "settings": asdict(record.settings),
         "actions": list(record.actions),
     }
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON knows it: no NaN, no infinity, no NumPy scalar."""
-    match value:
-        case dict():
-            return {key: plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [plain(item) for item in value]
-        case bool() | int() | str() | None:
-            return value
-        case float():
-            return float(value) if math.isfinite(value) else None
-    return plain(value.item()) if hasattr(value, "item") else str(value)

@@ -92,6 +92,7 @@ def _fit(estimator: Any, rows: DataFrame, config: TrainConfig, count: int) -> An
     with progress(config.progress, title) as callback:
         if hasattr(estimator, "setCallbacks"):
             estimator.setCallbacks([callback])
+            estimator.setRunDir(outputs.run_directory(config.output))
         return estimator.fit(rows)
 
 

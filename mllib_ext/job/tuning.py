@@ -68,6 +68,8 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
             first = [stage.copy(grid[0]) for stage in before]
             _, prepared = pipelines.prepare(first, rows.train.drop(name))
             pipelines.refuse_columns(prepared.schema, config)
+            if hasattr(estimator, "setRunDir"):
+                estimator.setRunDir(outputs.run_directory(config.output))
             pipeline = Candidates(stages=[*before, *between, estimator]).setFold(name)
             began = time.perf_counter()
             found: Any = _search(pipeline, rows.train, grid, config)

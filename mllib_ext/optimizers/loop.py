@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from mllib_ext.names import did_you_mean
 
@@ -132,7 +132,12 @@ class State:
         The step that led here; 0 at the start.
     stalled : bool
         The algorithm found no better point at the precision of the arithmetic.
+    shown : tuple of str
+        Names of the arrays that are worth a look in every round, of a class: a record of the run
+        keeps them beside all numbers that the state has.
     """
+
+    shown: ClassVar[tuple[str, ...]] = ()
 
     loss: float
     gradient_norm: float = math.nan
@@ -320,7 +325,7 @@ def iterate(
         A callback asked for a setting or a checkpoint that does not exist.
     """
     history: list[Record] = []
-    checkpoints: dict[str, S] = {}
+    checkpoints: dict[str, tuple[S, Settings]] = {}
     losses = [state.loss]
     iteration, began = 0, time.perf_counter()
 
@@ -347,14 +352,16 @@ def iterate(
                 case Stop():
                     stop = action.reason
                 case Checkpoint():
-                    checkpoints[action.name] = state
+                    checkpoints[action.name] = state, settings
                 case Restore():
                     if action.name not in checkpoints:
                         raise ValueError(
                             f"restore {action.name!r}: expected one of the checkpoints "
                             f"{sorted(checkpoints)}, found none of that name"
                         )
-                    state, reason = checkpoints[action.name], None
+                    remembered, then = checkpoints[action.name]
+                    # The objective may be another one by now.
+                    state, reason = changed(remembered, then, settings), None
                     losses = [state.loss]
                 case Change():
                     new = settings.change(**action.values)

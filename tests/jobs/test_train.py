@@ -14,6 +14,8 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import functions as F
 from scripts import ROOT, load_job
 
+from mllib_ext.monitor import find_runs, read_run
+
 JOB = ROOT / "jobs" / "train.py"
 main = load_job("train").main
 
@@ -192,6 +194,15 @@ def test_the_history_has_a_line_for_every_iteration(spark, config, tmp_path):
     parts = lines[-1]["rounds"][0]["partitions"]
     assert sum(part["rows"] for part in parts) == report["rows"]["train"]
     assert {"seconds", "bytes", "host", "partition"} <= set(parts[0])
+
+    record = tmp_path / "out.run"
+    assert read_run(str(record)).rounds.loss.tolist() == [line["loss"] for line in lines]
+    (record / "mark").write_text("not of a run: to be seen if the record is replaced")
+    assert main(["--config", job, "--overwrite"]) == 0
+    assert find_runs(str(record)) == [str(record), f"{record}/fit-2"]
+    (record / "mark").unlink()
+    assert main(["--config", job, "--overwrite"]) == 0
+    assert find_runs(str(record)) == [str(record)]
 
 
 @pytest.mark.parametrize(
@@ -372,15 +383,22 @@ def test_a_missing_column_shows_no_trace_in_a_process_of_its_own(config, tmp_pat
     assert "error: label column 'targit'" in err
     assert "Traceback" not in out + err
     assert "at org.apache" not in out + err
-    assert [path.name for path in tmp_path.iterdir()] == ["line.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["line.yaml", "out.run"]
+    assert read_run(str(tmp_path / "out.run")).end["reason"] == "interrupted"
 
 
-def test_an_interrupted_training_leaves_nothing(config, tmp_path):
+def test_an_interrupted_training_leaves_its_record_alone(config, tmp_path):
     job = config(
         estimator={
             "class": "mllib_ext.regression.LinearRegression",
             # a step so small that it would go on for hours
-            "params": {"solver": "gd", "stepSize": 1e-9, "maxIter": 1000000, "tol": 0.0},
+            "params": {
+                "solver": "gd",
+                "lineSearch": "none",
+                "stepSize": 1e-9,
+                "maxIter": 1000000,
+                "tol": 0.0,
+            },
         }
     )
     process = start("--config", job)
@@ -391,6 +409,10 @@ def test_an_interrupted_training_leaves_nothing(config, tmp_path):
             if "iteration" in line:
                 break
         assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out.")]
+        while not (tmp_path / "out.run" / "run.json").exists():  # a tenth of a second later
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert read_run(str(tmp_path / "out.run")).state == "running"
         time.sleep(0.5)  # inside a round, most likely
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
@@ -400,4 +422,5 @@ def test_an_interrupted_training_leaves_nothing(config, tmp_path):
     assert err.splitlines()[-1] == "interrupted"
     assert "py4j" not in err  # workers whose tasks were cancelled may still say so
     assert "at org.apache" not in out + err
-    assert [path.name for path in tmp_path.iterdir()] == ["line.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["line.yaml", "out.run"]
+    assert read_run(str(tmp_path / "out.run")).end["reason"] == "interrupted"

@@ -14,6 +14,7 @@ from pyspark.ml.regression import LinearRegression
 from mllib_ext.job.candidates import Candidates
 from mllib_ext.job.config.tune import Search
 from mllib_ext.job.tuning import candidates
+from mllib_ext.monitor import find_runs, read_run
 
 # CrossValidator leaves its pool of threads to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool")
@@ -62,6 +63,13 @@ def test_a_learning_rate_that_diverges_is_the_last_of_the_table(run, config):
     assert [row["stepSize"] for row in rows] == ["0.3", "0.01", "1000000.0"]
     assert rows[-1]["mean"] == ""
     assert "a candidate is left out: " in result.err
+    runs = find_runs(f"{result.path}.run")
+    points = [f"/fold-{fold}/point-{point}" for fold in (1, 2) for point in (1, 2, 3)]
+    assert runs == [f"{result.path}.run{name}" for name in ["", *points]]
+    states = {run: read_run(run).state for run in runs}
+    assert [run for run in runs if states[run] == "failed"] == [
+        f"{result.path}.run/fold-{fold}/point-1" for fold in (1, 2)
+    ]
 
 
 def test_where_all_candidates_diverge_nothing_is_written(run, config):

@@ -228,6 +228,21 @@ def test_restore_goes_back_to_the_checkpoint_and_counts_on():
     assert [r.iteration for r in result.history] == list(range(8))
 
 
+def test_a_restored_state_hears_what_changed_since_its_checkpoint():
+    heard = []
+
+    def changed(state, old, new):
+        heard.append((state.x, old.step_size, new.step_size))
+        return state
+
+    callbacks = (
+        on(2, Checkpoint("a")), on(3, Change(step_size=0.2)), on(5, Restore("a")), on(6, Stop()),
+    )  # fmt: skip
+    iterate(descend, at(10.0), Rates(tol=0.0), callbacks, changed=changed)
+    assert [told[1:] for told in heard] == [(0.1, 0.2)] * 2
+    assert [told[0] for told in heard] == pytest.approx([10 * 0.9**3, 10 * 0.9**2], rel=1e-13)
+
+
 def test_a_later_checkpoint_of_the_same_name_replaces_the_first():
     result = run(on(1, Checkpoint()), on(3, Checkpoint()), on(5, Restore()), on(6, Stop()))
     assert result.state.x == pytest.approx(10 * 0.9**4, rel=1e-13)
