@@ -22,6 +22,22 @@ Merge = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
+class Walk:
+    """A stage that goes through all blocks of a partition itself, with what it carries along.
+
+    Attributes
+    ----------
+    stage : callable
+        ``stage(n_rows, blocks, *parameters) -> tuple``, the blocks an iterator in their order.
+    """
+
+    stage: Stage
+
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        return self.stage(*arguments)
+
+
+@dataclass(frozen=True)
 class Partial:
     """What one partition gave in a round.
 
@@ -52,8 +68,12 @@ def of_partition(
     began = time.perf_counter()
     values: tuple[Any, ...] | None = None
     try:
-        for block in blocks:
-            values = joined(values, stage(block, *parameters), merge)
+        if isinstance(stage, Walk):
+            if handle.n_rows:
+                values = joined(None, stage(handle.n_rows, blocks, *parameters), merge)
+        else:
+            for block in blocks:
+                values = joined(values, stage(block, *parameters), merge)
     except FileNotFoundError:
         return Partial(handle, False, None, 0.0)
     return Partial(handle, True, values, time.perf_counter() - began)

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial, reduce
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 
 from mllib_ext.blockfile import Block
+from mllib_ext.partials import Walk
 
 
 def block(X: Any, y: Any = None, w: Any = None) -> Block:
@@ -68,8 +69,13 @@ class Arrays:
         self, stage: Callable[..., tuple[Any, ...]], merge: Callable[..., Any], *parameters: Any
     ) -> tuple[Any, ...]:
         """Join ``stage(block, *parameters)`` over the blocks from left to right."""
-        function = stage.func if isinstance(stage, partial) else stage
+        inner = stage.stage if isinstance(stage, Walk) else stage
+        function: Any = inner.func if isinstance(inner, partial) else inner
         self.rounds[function.__name__] += 1
+        if isinstance(stage, Walk):
+            parts = [list(part) for _, part in groupby(self.blocks, lambda b: b.partition)]
+            shares = [stage(sum(b.n for b in part), iter(part), *parameters) for part in parts]
+            return reduce(merge, shares)
         return reduce(merge, [stage(b, *parameters) for b in self.blocks])
 
 

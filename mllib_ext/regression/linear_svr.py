@@ -107,11 +107,17 @@ class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesP
         Residuals up to this size cost nothing, 0 or more, in units of the label.
     regParam : float
         The strength of the penalty, 0 or more.
-    solver : {"auto", "interior-point", "bundle", "newton", "l-bfgs", "tron"}
+    solver : {"auto", "interior-point", "bundle", "newton", "l-bfgs", "tron", "sgd", "adam"}
         As in :class:`mllib_ext.classification.LinearSVC`: the first two for
-        ``epsilon_insensitive``, the others for its square.
+        ``epsilon_insensitive``, the others for its square, the last two for both.
     standardization : bool
         Whether the penalty is on the coefficients of standardised features.
+    stepSize, momentum, nesterov, miniBatchFraction, schedule, decay, warmUp
+        Steps of the solvers ``sgd`` and ``adam``, for which ``maxIter`` counts passes. Unless
+        ``stepSize`` is set, ``sgd`` begins with one over the number of parameters of an output,
+        ``adam`` with 0.01.
+    updates, localSteps, outerMomentum, seed
+        How these steps are shared among the partitions: :mod:`mllib_ext.optimizers.sgd`.
 
     Raises
     ------
@@ -148,6 +154,17 @@ class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesP
         loss: str = "epsilon_insensitive",
         epsilon: float = 0.0,
         solver: str = "auto",
+        stepSize: float = 1.0,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        miniBatchFraction: float = 0.1,
+        schedule: str = "cosine",
+        decay: float = 1e-4,
+        warmUp: float = 0.0,
+        updates: str = "synchronous",
+        localSteps: int = 0,
+        outerMomentum: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -1,0 +1,197 @@
+r"""Distributed stochastic gradient descent; an iteration is a pass over the rows.
+
+Three ways to share a pass among the partitions (``updates``):
+
+- ``synchronous``: every round each partition draws a share of ``fraction`` of its rows, and the
+  driver takes one step by the gradient of them all: ``1 / fraction`` rounds a pass.
+- ``local``: every partition takes ``local_steps`` steps of its own by mini-batches of
+  ``fraction`` of its rows, then the driver moves by the mean of their moves, weighted by rows
+  (Stich 2019). With ``outer_momentum`` :math:`\beta` it goes on in the direction of moves before,
+  :math:`u \leftarrow \beta u + \Delta, \; v \leftarrow v + u` (Wang et al. 2020, algorithm 1 with a
+  slow learning rate of 1). A rule's memory begins anew in each round: it never travels.
+
+After a pass one more round measures the objective over all rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from mllib_ext.optimizers.loop import Rule as StoppingRule
+from mllib_ext.optimizers.loop import State, setting
+from mllib_ext.optimizers.schedules import SCHEDULES, Schedule
+from mllib_ext.optimizers.smooth import SmoothSettings
+from mllib_ext.optimizers.updates import RULES, Rule, rule
+from mllib_ext.sampling import Draw, Steps
+
+UPDATES = ("synchronous", "local")
+ALMOST_ONE = math.nextafter(1.0, 0.0)  # the largest momentum: at 1 nothing ever slows down
+PATIENCE = 5  # passes without a better loss, as in scikit-learn
+# Schedules that fall without end; with the others rates are still high before the last passes.
+ENDLESS = ("constant", "inverse")
+
+
+@dataclass(frozen=True)
+class StochasticSettings(SmoothSettings):
+    """Settings of stochastic gradient descent; ``max_iter`` counts passes.
+
+    Attributes
+    ----------
+    step_size : float
+        The first rate, above 0.
+    momentum : float
+        Of the rules ``sgd`` and ``nesterov``, in [0, 1).
+    mini_batch_fraction : float
+        Of the rows in a step, in (0, 1]; with ``local`` of a partition's.
+    schedule : str
+        One of :data:`~mllib_ext.optimizers.schedules.SCHEDULES`.
+    decay : float
+        What ``inverse`` falls by.
+    warm_up : float
+        Passes until the rate has risen to the schedule's.
+    updates : str
+        ``synchronous`` or ``local``.
+    local_steps : int
+        Of a partition in a round, about: shares of a pass are equal. 0 is a whole pass.
+    outer_momentum : float
+        Of the mean moves, in [0, 1).
+    rule_name : str
+        One of :data:`~mllib_ext.optimizers.RULES`.
+    seed : int
+    """
+
+    step_size: float = setting(0.01, low=0, low_open=True)
+    momentum: float = setting(0.0, low=0, high=ALMOST_ONE)
+    mini_batch_fraction: float = setting(0.01, low=0, low_open=True, high=1)
+    schedule: str = setting("constant", choices=SCHEDULES)
+    decay: float = setting(1e-4, low=0)
+    warm_up: float = setting(0.0, low=0)
+    updates: str = setting("synchronous", choices=UPDATES)
+    local_steps: int = setting(0, low=0)
+    outer_momentum: float = setting(0.0, low=0, high=ALMOST_ONE)
+    rule_name: str = setting("sgd", choices=RULES, tunable=False)
+    seed: int = setting(0, tunable=False)
+
+    @property
+    def rates(self) -> Schedule:
+        """The schedule, with its rate."""
+        n_passes = max(1, self.max_iter)
+        return Schedule(self.schedule, self.step_size, self.decay, n_passes, self.warm_up)
+
+    @property
+    def rule(self) -> Rule:
+        """The update rule."""
+        return rule(self.rule_name, self.momentum)
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds of a pass."""
+        if self.updates == "synchronous":
+            share = self.mini_batch_fraction
+        else:
+            share = self.mini_batch_fraction * self.local_steps or 1.0
+        return max(1, math.ceil(1.0 / share - 1e-9))  # 1 / 0.1 may come out above 10
+
+
+SETTINGS = StochasticSettings
+
+
+@dataclass(frozen=True)
+class Passes(State):
+    """Where a run stands after whole passes.
+
+    Attributes
+    ----------
+    v : ndarray, shape (size,)
+    memory : tuple
+        Of the driver's rule.
+    outer : ndarray, shape (size,)
+        The driver's momentum of mean moves.
+    epoch, steps : int
+        Passes so far, and the driver's steps in them.
+    """
+
+    v: np.ndarray = field(default_factory=lambda: np.empty(0))
+    memory: tuple[Any, ...] = ()
+    outer: np.ndarray = field(default_factory=lambda: np.empty(0))
+    epoch: int = 0
+    steps: int = 0
+
+
+class Sampled(Protocol):
+    """What a run sees of an objective; :class:`mllib_ext.stochastic.Stochastic` is one."""
+
+    def value(self, v: np.ndarray) -> float: ...
+
+    def pull(self, v: np.ndarray) -> np.ndarray: ...
+
+    def gradient(self, v: np.ndarray, draw: Draw) -> np.ndarray | None: ...
+
+    def moves(self, v: np.ndarray, draw: Draw, steps: Steps) -> np.ndarray | None: ...
+
+
+def stopped_falling(losses: Sequence[float], state: Any, settings: Any) -> bool:
+    """No pass of the last five had a loss lower by ``tol * |first loss|`` than those before.
+
+    With a schedule that has an end, only there.
+    """
+    before, last = losses[:-PATIENCE], losses[-PATIENCE:]
+    if not before or (settings.schedule not in ENDLESS and state.epoch < settings.max_iter):
+        return False
+    return min(before) - min(last) <= settings.tol * abs(losses[0])
+
+
+STOPPING: dict[str, StoppingRule] = {"loss": stopped_falling}
+
+
+def start(objective: Sampled, v: np.ndarray, settings: StochasticSettings) -> Passes:
+    """Evaluate the starting point."""
+    memory = settings.rule.start(len(v))
+    return Passes(objective.value(v), v=v, memory=memory, outer=np.zeros_like(v))
+
+
+def again(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
+    """The state under another objective: its momentum is gone, its passes are not."""
+    fresh = start(objective, state.v, settings)
+    return replace(fresh, epoch=state.epoch, steps=state.steps)
+
+
+def step(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
+    """One pass."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the loop says which rate diverged
+        went = _synchronous if settings.updates == "synchronous" else _local
+        state = went(objective, state, settings)
+        return replace(state, loss=objective.value(state.v), epoch=state.epoch + 1)
+
+
+def _synchronous(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
+    """A step on the driver by every share of the pass."""
+    rule, count = settings.rule, settings.n_rounds
+    v, memory, steps, eta = state.v, state.memory, state.steps, 0.0
+    for index in range(count):
+        gradient = objective.gradient(v, Draw(settings.seed, state.epoch, index, count))
+        if gradient is not None:
+            eta = settings.rates.rate(steps, state.epoch + (index + 0.5) / count)
+            v, memory = rule.move(v, gradient, objective.pull(v), memory, eta)
+            steps += 1
+    return replace(state, v=v, memory=memory, steps=steps, step_size=eta)
+
+
+def _local(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
+    """A mean of the partitions' own moves for every share of the pass."""
+    v, outer, count, rates = state.v, state.outer, settings.n_rounds, settings.rates
+    fraction = settings.mini_batch_fraction
+    steps = Steps(settings.rule, rates, fraction)
+    for index in range(count):
+        draw = Draw(settings.seed, state.epoch, index, count)
+        moved = objective.moves(v, draw, steps)
+        if moved is not None:
+            outer = settings.outer_momentum * outer + moved
+            v = v + outer
+    eta = rates.rate((state.epoch + 1) / fraction, state.epoch + 1 - 0.5 * fraction)
+    return replace(state, v=v, outer=outer, steps=state.steps + count, step_size=eta)

@@ -1,0 +1,132 @@
+"""The solvers sgd and adam of the linear models: where they end, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.ml.linalg import Vectors
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+
+from mllib_ext import fitting
+from mllib_ext.classification import LinearSVC, LogisticRegression
+from mllib_ext.regression import LinearRegression, LinearSVR
+
+CANCER, DIABETES, IRIS = load_breast_cancer(), load_diabetes(), load_iris()
+W = np.random.default_rng(0).integers(0, 4, 600).astype(float)
+
+pytestmark = pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+
+
+@pytest.fixture(scope="module")
+def frames(spark):
+    """Rows in three partitions, of which one has no rows."""
+    made = {}
+    for name, data in (("cancer", CANCER), ("diabetes", DIABETES), ("iris", IRIS)):
+        rows = [
+            (Vectors.dense(x), float(y), w)
+            for x, y, w in zip(data.data[:, :8], data.target, W.tolist(), strict=False)
+        ]
+        context = spark.sparkContext
+        parts = [context.parallelize(part, 1) for part in (rows[::3], [], rows[1::3] + rows[2::3])]
+        made[name] = spark.createDataFrame(context.union(parts), ["features", "label", "w"])
+        made[name].persist()
+    yield made
+    for df in made.values():
+        df.unpersist()
+
+
+MODELS: dict[str, tuple[Any, str]] = {
+    "logistic": (LogisticRegression(regParam=0.02), "cancer"),
+    "multinomial": (LogisticRegression(regParam=0.02), "iris"),
+    "least squares": (LinearRegression(regParam=0.5, solver="l-bfgs"), "diabetes"),
+    "squared hinge": (LinearSVC(regParam=0.02, loss="squared_hinge"), "cancer"),
+    "hinges": (LinearSVC(regParam=0.02), "iris"),
+    "squared epsilon-insensitive": (
+        LinearSVR(regParam=0.5, loss="squared_epsilon_insensitive", epsilon=10.0), "diabetes"
+    ),
+}  # fmt: skip
+# A coefficient of the diabetes is about 20, where Adam goes a hundredth of 1 a step unless told.
+WAYS: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.7},
+    "sgd local": {"updates": "local", "outerMomentum": 0.3, "miniBatchFraction": 0.05},
+    "adam": {},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", MODELS)
+def test_it_ends_near_the_other_solvers_optimum(frames, name, way):
+    estimator, data = MODELS[name]
+    best = estimator.copy().setTol(1e-10).setWeightCol("w").fit(frames[data])
+    params = {"solver": way.split()[0], "maxIter": 40, "tol": 0.0, "weightCol": "w", **WAYS[way]}
+    if way == "adam":
+        params["stepSize"] = 2.0 if data == "diabetes" else 0.05
+    model = estimator.copy()._set(**params).fit(frames[data])
+    losses = [[record.loss for record in m.history] for m in (model, best)]
+    fall = losses[1][0] - min(losses[1])
+    # Hinges have kinks, about which a rate has to fall further than 40 passes take it.
+    share = 1e-2 if name == "hinges" else 2e-3
+    assert 0 <= losses[0][-1] - min(losses[1]) + 1e-9 * fall <= share * fall
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-9)
+
+
+@pytest.mark.parametrize("updates", ["synchronous", "local"])
+def test_block_files_give_the_bits_of_the_drivers_blocks_also_when_one_is_lost(
+    frames, monkeypatch, updates
+):
+    estimator = LogisticRegression(
+        solver="sgd", momentum=0.5, miniBatchFraction=0.3, updates=updates, maxIter=3
+    )
+    here = estimator.fit(frames["cancer"])
+    again = estimator.copy().setSeed(1).fit(frames["cancer"])
+    assert np.abs(again.coefficients.toArray() - here.coefficients.toArray()).max() > 1e-6
+    monkeypatch.setattr(fitting, "DRIVER_BYTES", 0)
+    lost: list[Path] = []
+
+    def lose(state, record):
+        if record.iteration == 1:
+            (partition,) = [p for p in record.rounds[-1].partitions if p.partition == 2]
+            assert partition.rows == 379
+            blocks = record.rounds[-1].partitions
+            assert sum(p.rows for p in blocks) == 569
+            files = list(Path(lost[0]).rglob("part-00002-*.arrow"))
+            assert len(files) == 1
+            files[0].unlink()
+            lost.append(files[0])
+
+    # Session-wide local directory of the workers: where the block files stand.
+    lost.append(Path(frames["cancer"].sparkSession.conf.get("spark.local.dir")))
+    there = estimator.setCallbacks([lose]).fit(frames["cancer"])
+    assert len(lost) == 2
+    np.testing.assert_array_equal(there.coefficients.toArray(), here.coefficients.toArray())
+    assert there.intercept == here.intercept
+    rounds = there.history[2].rounds
+    per_pass = 4 if updates == "synchronous" else 1
+    assert len(rounds) == per_pass + 1
+    # Nine parameters: what goes up is a gradient or a move and a weight from each partition.
+    assert all(r.bytes_up == 2 * (9 + 1) * 8 for r in rounds[:-1])
+    assert rounds[-1].bytes_up == 2 * 8
+
+
+def test_solver_options_of_stochastic_descent_are_checked_before_any_job(frames):
+    for params, message in (
+        ({"momentum": 1.0}, r"param momentum: expected a number in \[0, 1\), found 1.0"),
+        ({"miniBatchFraction": 0.0}, r"param miniBatchFraction: .* \(0, 1\], found 0.0"),
+        ({"schedule": "linear"}, "param schedule: expected one of .*cosine.*, found 'linear'"),
+        ({"updates": "hogwild"}, "param updates: expected one of .*local.*, found 'hogwild'"),
+        ({"warmUp": -1.0}, "param warmUp: expected a number of 0 or more, found -1.0"),
+        ({"decay": float("nan")}, "param decay: expected a number of 0 or more, found nan"),
+        ({"solver": "adam", "momentum": 0.9}, "param momentum: expected 0 with solver adam"),
+        ({"nesterov": True}, "param nesterov: expected false without momentum, found True"),
+        ({"localSteps": 3}, "param localSteps: expected 0 with synchronous updates, found 3"),
+        ({"outerMomentum": 0.3}, "param outerMomentum: expected 0 with synchronous updates"),
+        ({"seed": -1}, "param seed: expected 0 or more, found -1"),
+    ):
+        for estimator in (LogisticRegression(), LinearSVC(), LinearRegression(), LinearSVR()):
+            with pytest.raises(ValueError, match=message):
+                estimator._set(**{"solver": "sgd", **params}).fit(frames["cancer"])
+    with pytest.raises(ValueError, match=r"param solver: .* elasticNetParam above 0, found 'sgd'"):
+        LogisticRegression(solver="sgd", elasticNetParam=0.5).fit(frames["cancer"])
