@@ -16,6 +16,7 @@ it; nothing is ever added up without every partition.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 import threading
@@ -24,16 +25,19 @@ import uuid
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pyspark.sql import DataFrame
 
+from mllib_ext import kept as keeping
 from mllib_ext import partials
 from mllib_ext.blas import one_thread
 from mllib_ext.blockfile import Block, Handle, Layout
 from mllib_ext.columns import Features, data_type, number, quoted
 from mllib_ext.executors import Executors, Shipment
-from mllib_ext.partials import Merge, Partial, Stage
+from mllib_ext.kept import Kept, KeptStage
+from mllib_ext.partials import Merge, Partial, Stage, Walk
 from mllib_ext.scan import plain_scan
 
 logger = logging.getLogger(__name__)
@@ -113,6 +117,7 @@ class Blocks:
         self._held: dict[int, list[Block]] | None = None
         self._first: tuple[Any, ...] | None = None  # the answer to the round that ran ahead
         self._rounds = _Rounds()
+        self._updates = itertools.count()
         self._warned_of_order = self._closed = False
         try:
             self._build()
@@ -246,7 +251,8 @@ class Blocks:
         ----------
         stage : callable
             A module-level function (or a ``functools.partial`` of one) that returns a tuple of
-            arrays or numbers, of the same shapes for every block.
+            arrays or numbers, of the same shapes for every block. Within a
+            :class:`~mllib_ext.partials.Walk` one that goes through a partition's blocks itself.
         *parameters
             Arrays and plain values, sent to the executors once.
 
@@ -264,6 +270,49 @@ class Blocks:
         only.
         """
         return self._round(stage, merge, parameters)
+
+    def update(
+        self, stage: KeptStage, merge: Merge, kept: Kept | None, *parameters: Any
+    ) -> tuple[tuple[Any, ...], Kept]:
+        """One round in which every partition has a state of its own (:mod:`mllib_ext.kept`).
+
+        Parameters
+        ----------
+        stage : callable
+            ``stage(handle, blocks, state, *parameters) -> (values, state)``, the blocks an iterator
+            over a partition's; the state is None where ``kept`` is.
+        merge : callable
+            As in :meth:`reduce`, for the values of two partitions.
+        kept : Kept or None
+            The states after an earlier round.
+
+        Returns
+        -------
+        values : tuple
+        kept : Kept
+            The states after this round. Those before may be deleted from the next one on.
+
+        Raises
+        ------
+        StateLost
+            A partition's blocks had to be made again elsewhere, without its state.
+        """
+        number = next(self._updates)
+        to_file = None if self.on_driver else number
+        walk = Walk(partial(keeping.updated, stage, to_file))
+        address = None if kept is None else kept.address()
+        merge = partial(keeping.join_updates, merge)
+        states, values = self._round(walk, merge, (address, *parameters))
+        keeping.refuse_lost(states)
+        return values, Kept(number, states, self.on_driver)
+
+    def recall(self, kept: Kept) -> Kept:
+        """The states themselves, on the driver: they outlive every executor. One round."""
+        if kept.inline:
+            return kept
+        (states,) = self.reduce(Walk(keeping.recalled), keeping.join_states, kept.address())
+        keeping.refuse_lost(states)
+        return Kept(kept.number, states, True)
 
     def collect(self) -> list[Block]:
         """All blocks, in the order of the rows, in the driver's memory."""

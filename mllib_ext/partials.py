@@ -21,6 +21,10 @@ Stage = Callable[..., tuple[Any, ...]]
 Merge = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
 
 
+class StateLost(RuntimeError):
+    """A partition's state went with its executor: go back to where all of it is known."""
+
+
 @dataclass(frozen=True)
 class Walk:
     """A stage that goes through all blocks of a partition itself, with what it carries along.
@@ -28,7 +32,8 @@ class Walk:
     Attributes
     ----------
     stage : callable
-        ``stage(n_rows, blocks, *parameters) -> tuple``, the blocks an iterator in their order.
+        ``stage(handle, blocks, *parameters) -> tuple``, the blocks an iterator in their order.
+        A partition without rows is left out.
     """
 
     stage: Stage
@@ -70,7 +75,7 @@ def of_partition(
     try:
         if isinstance(stage, Walk):
             if handle.n_rows:
-                values = joined(None, stage(handle.n_rows, blocks, *parameters), merge)
+                values = joined(None, stage(handle, blocks, *parameters), merge)
         else:
             for block in blocks:
                 values = joined(values, stage(block, *parameters), merge)
@@ -121,9 +126,13 @@ def _added(into: Any, value: Any) -> Any:
 
 
 def nbytes(value: Any) -> int:
-    """Bytes of a partial's arrays; 8 for a number."""
+    """Bytes of a partial's arrays and messages; 8 for a number."""
     if value is None:
         return 0
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return nbytes(tuple(value.values()))
     if isinstance(value, tuple | list):
         return sum(map(nbytes, value))
     return int(getattr(value, "nbytes", 8))

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mllib_ext.blockfile import Block
 from mllib_ext.optimizers.schedules import Schedule
 from mllib_ext.optimizers.updates import Rule
+
+if TYPE_CHECKING:
+    from mllib_ext.blockfile import Block
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Draw:
     epoch: int
     index: int
     count: int
+
+    @property
+    def packed(self) -> tuple[int, int, int, int]:
+        """The same as plain numbers: a round sends no more."""
+        return self.seed, self.epoch, self.index, self.count
 
     def rows(self, block: Block) -> np.ndarray:
         """Places of the block's rows that are drawn, in random order."""

@@ -9,6 +9,9 @@ flat parameters v, and of the shape of v. Linear predictors are one (:class:`Lin
 others; nothing here knows more of them.
 
 Every estimate divides by the weight that was drawn, so that a partition counts by its rows.
+
+Where something is remembered by the partitions (a rule's moments, what a codec left out), they also
+remember the parameters, and a round sends only what is new of them.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mllib_ext.blockfile import Block
+from mllib_ext.blockfile import Block, Handle
+from mllib_ext.compression import Link, Memory, Wire
+from mllib_ext.kept import Kept, KeptStage
 from mllib_ext.losses import Loss
 from mllib_ext.objective import Coordinates, Objective, Shifted, value_and_gradient
-from mllib_ext.partials import Walk
+from mllib_ext.partials import Merge, Walk
 from mllib_ext.sampling import Draw, Steps, batches, taken
 from mllib_ext.scattered import dense
 
@@ -59,12 +64,15 @@ class Samples(Protocol):
     """What is asked of a data set; :class:`mllib_ext.blocks.Blocks` is one."""
 
     @property
-    def n_rows(self) -> int: ...
-
-    @property
     def weight_sum(self) -> float: ...
 
     def sum(self, stage: Any, *parameters: Any) -> tuple[Any, ...]: ...
+
+    def update(
+        self, stage: KeptStage, merge: Merge, kept: Kept | None, *parameters: Any
+    ) -> tuple[tuple[Any, ...], Kept]: ...
+
+    def recall(self, kept: Kept) -> Kept: ...
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,15 @@ class Stochastic:
     ridge : ndarray, shape (size,)
         :math:`r_j`, for a strength of 1.
     strength : float
+    matrices : tuple of (int, int, int)
+        Which parameters are matrices: where one begins, its rows and columns.
     """
 
-    blocks: Samples
+    blocks: Any
     model: Model
     ridge: np.ndarray
     strength: float = 0.0
+    matrices: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def of(cls, objective: Objective) -> Stochastic:
@@ -93,10 +104,11 @@ class Stochastic:
         if isinstance(objective.blocks, Shifted):
             blocks, origin = objective.blocks.blocks, objective.blocks.origin
         seen, penalty = objective.coordinates, objective.penalty
+        d, k = len(penalty.scale), seen.n_outputs
         ridge = np.zeros_like(seen.zeros())
-        each = np.repeat(penalty.scale, seen.n_outputs)
-        ridge[: len(each)] = each
-        return cls(blocks, Linear(objective.loss, seen, origin), ridge, penalty.strength)
+        ridge[: d * k] = np.repeat(penalty.scale, k)
+        model = Linear(objective.loss, seen, origin)
+        return cls(blocks, model, ridge, penalty.strength, ((0, d, k),))
 
     def regularized(self, strength: float) -> Stochastic:
         """With another strength of the penalty."""
@@ -105,28 +117,69 @@ class Stochastic:
     def value(self, v: np.ndarray) -> float:
         """``F(v)`` over all rows: one round."""
         (total,) = self.blocks.sum(partial(value, self.model), v)
-        return float(total) / self.blocks.weight_sum + self.penalty(v)
-
-    def penalty(self, v: np.ndarray) -> float:
-        """The penalty alone."""
-        return 0.5 * self.strength * float(self.ridge @ (v * v))
+        penalty = 0.5 * self.strength * float(self.ridge @ (v * v))
+        return float(total) / self.blocks.weight_sum + penalty
 
     def pull(self, v: np.ndarray) -> np.ndarray:
         """The gradient of the penalty."""
         pull: np.ndarray = self.strength * (self.ridge * v)
         return pull
 
-    def gradient(self, v: np.ndarray, draw: Draw) -> np.ndarray | None:
-        """That of the mean loss over the rows drawn; None if no weight was. One round."""
-        slope, weight = self.blocks.sum(partial(sampled_gradient, self.model), v, draw)
-        return slope / weight if weight > 0 else None
+    def gradient(
+        self, v: np.ndarray, draw: Draw, wire: Wire | None = None, link: Link | None = None
+    ) -> tuple[np.ndarray | None, Link | None]:
+        """That of the mean loss over the rows drawn; None if no weight was. One round.
 
-    def moves(self, v: np.ndarray, draw: Draw, steps: Steps) -> np.ndarray | None:
+        With a wire at the parameters that the partitions have, which the link then knows.
+        """
+        if wire is None:
+            slope, weight = self.blocks.sum(partial(sampled_gradient, self.model), v, draw.packed)
+            return slope / weight if weight > 0 else None, link
+        return self._exchanged(v, draw, wire, link, partial(gradient_sent, self.model))
+
+    def moves(
+        self,
+        v: np.ndarray,
+        draw: Draw,
+        steps: Steps,
+        wire: Wire | None = None,
+        link: Link | None = None,
+    ) -> tuple[np.ndarray | None, Link | None]:
         """How far the partitions go by steps of their own, a mean by weight. One round."""
-        pull = (self.ridge, self.strength)
-        walk = Walk(partial(walked, self.model, steps, pull))
-        moved, weight = self.blocks.sum(walk, v, draw)
-        return moved / weight if weight > 0 else None
+        how = self.model, steps, self.strength * self.ridge
+        if wire is None:
+            walk = Walk(partial(moved, *how))
+            total, weight = self.blocks.sum(walk, v, draw.packed)
+            return total / weight if weight > 0 else None, link
+        return self._exchanged(v, draw, wire, link, partial(moves_sent, *how))
+
+    def recalled(self, link: Link | None) -> Link | None:
+        """The link with all states on the driver. One round."""
+        if link is None or link.kept is None:
+            return link
+        return replace(link, kept=self.blocks.recall(link.kept))
+
+    def _exchanged(
+        self, v: np.ndarray, draw: Draw, wire: Wire, link: Link | None, stage: Any
+    ) -> tuple[np.ndarray | None, Link]:
+        """The mean of what partitions send for the parameters that they have after this round."""
+        link = link or Link(memory=wire.down.start(len(v)))
+        if link.kept is None:
+            message, memory, there = v.tobytes(), link.memory, v
+        else:
+            rng = np.random.default_rng([draw.seed, draw.epoch, draw.index])
+            message, memory = wire.down.encode(v - link.there, link.memory, rng)
+            there = link.there + wire.down.decode(message, len(v))
+        (messages, weight), kept = self.blocks.update(
+            partial(answered, stage, wire), both, link.kept, message, draw.packed
+        )
+        link = Link(kept, there, memory)
+        if weight == 0:
+            return None, link
+        total = np.zeros_like(v)
+        for sent in messages:
+            total += wire.up.decode(sent, len(v))
+        return total / weight, link
 
 
 # --- stages --------------------------------------------------------------------------------------
@@ -138,10 +191,11 @@ def value(model: Model, block: Block, v: np.ndarray) -> tuple[Any]:
 
 
 def sampled_gradient(
-    model: Model, block: Block, v: np.ndarray, draw: Draw
+    model: Model, block: Block, v: np.ndarray, draw: tuple[int, ...]
 ) -> tuple[np.ndarray, float]:
     """Summed gradient (size,) and weight of the rows that a block draws."""
-    sample = block if draw.count == 1 else taken(block, draw.rows(block))
+    share = Draw(*draw)
+    sample = block if share.count == 1 else taken(block, share.rows(block))
     if not sample.n:
         return np.zeros_like(v), 0.0
     return model(sample, v)[1], float(sample.w.sum())
@@ -150,15 +204,15 @@ def sampled_gradient(
 def walked(
     model: Model,
     steps: Steps,
-    pull: tuple[np.ndarray, float],
+    ridge: np.ndarray,
     n_rows: int,
     blocks: Iterable[Block],
     start: np.ndarray,
+    memory: Memory,
     draw: Draw,
-) -> tuple[np.ndarray, float]:
-    """A partition's own stochastic gradient descent: how far it came, times its weight."""
-    v, memory, weight = start, steps.rule.start(len(start)), 0.0
-    ridge = pull[1] * pull[0]
+) -> tuple[np.ndarray, Memory, float]:
+    """A partition's own stochastic gradient descent: where it ends, its memory, its weight."""
+    v, weight = start, 0.0
     for batch, passes in batches(steps.fraction, draw, n_rows, blocks):
         share = float(batch.w.sum())
         if share > 0:
@@ -166,4 +220,77 @@ def walked(
             slope = model(batch, v)[1] / share
             v, memory = steps.rule.move(v, slope, ridge * v, memory, eta)
             weight += share
+    return v, memory, weight
+
+
+def moved(
+    model: Model,
+    steps: Steps,
+    ridge: np.ndarray,
+    handle: Handle,
+    blocks: Iterable[Block],
+    start: np.ndarray,
+    draw: tuple[int, ...],
+) -> tuple[np.ndarray, float]:
+    """How far a partition came, times its weight; and the weight."""
+    memory = steps.rule.start(len(start))
+    v, _, weight = walked(model, steps, ridge, handle.n_rows, blocks, start, memory, Draw(*draw))
     return weight * (v - start), weight
+
+
+# --- stages with a state: the parameters there, the memory of the rule, that of the codec up ------
+
+
+def answered(
+    stage: Any,
+    wire: Wire,
+    handle: Handle,
+    blocks: Iterable[Block],
+    state: Any,
+    message: bytes,
+    packed: tuple[int, ...],
+) -> tuple[tuple[list[bytes], float], Any]:
+    """A partition's message about ``stage`` at the parameters that it has now."""
+    draw = Draw(*packed)
+    if state is None:
+        v = np.frombuffer(message, np.float64)
+        memory, sender = None, wire.up.start(len(v))
+    else:
+        there, memory, sender = state
+        v = there + wire.down.decode(message, len(there))
+    x, weight, memory = stage(handle, blocks, v, memory, draw)
+    rng = np.random.default_rng([draw.seed, draw.epoch, draw.index, handle.partition])
+    sent, sender = wire.up.encode(x, sender, rng)
+    return ([sent], weight), (v, memory, sender)
+
+
+def gradient_sent(
+    model: Model, handle: Handle, blocks: Iterable[Block], v: np.ndarray, memory: Any, draw: Draw
+) -> tuple[np.ndarray, float, Any]:
+    """What :func:`sampled_gradient` adds up to in a partition; no rule has a memory here."""
+    total, weight = np.zeros_like(v), 0.0
+    for block in blocks:
+        slope, share = sampled_gradient(model, block, v, draw.packed)
+        total, weight = total + slope, weight + share
+    return total, weight, memory
+
+
+def moves_sent(
+    model: Model,
+    steps: Steps,
+    ridge: np.ndarray,
+    handle: Handle,
+    blocks: Iterable[Block],
+    v: np.ndarray,
+    memory: Any,
+    draw: Draw,
+) -> tuple[np.ndarray, float, Memory]:
+    """As :func:`moved`, by a rule that remembers the rounds before."""
+    memory = steps.rule.start(len(v)) if memory is None else memory
+    end, memory, weight = walked(model, steps, ridge, handle.n_rows, blocks, v, memory, draw)
+    return weight * (end - v), weight, memory
+
+
+def both(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Messages and weight of two neighbours."""
+    return left[0] + right[0], left[1] + right[1]

@@ -8,6 +8,7 @@ import numpy as np
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasSeed, HasSolver, HasStepSize
 
+from mllib_ext.compression import COMPRESSIONS
 from mllib_ext.optimizers import sgd
 from mllib_ext.optimizers.schedules import SCHEDULES
 
@@ -77,6 +78,24 @@ class StochasticParams(HasSolver, HasStepSize, HasSeed):
         "local updates: momentum of the mean moves, in [0, 1)",
         typeConverter=TypeConverters.toFloat,
     )
+    compression: Param[str] = Param(
+        Params._dummy(),
+        "compression",
+        "solvers sgd and adam: what is sent as few bytes: none, float16, qsgd, top-k, powersgd",
+        typeConverter=TypeConverters.toString,
+    )
+    compressionShare: Param[float] = Param(
+        Params._dummy(),
+        "compressionShare",
+        "compression top-k: the share of the entries that are sent, in (0, 1]",
+        typeConverter=TypeConverters.toFloat,
+    )
+    compressionRank: Param[int] = Param(
+        Params._dummy(),
+        "compressionRank",
+        "compression powersgd: the rank of the factors that are sent (>= 1)",
+        typeConverter=TypeConverters.toInt,
+    )
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -91,6 +110,9 @@ class StochasticParams(HasSolver, HasStepSize, HasSeed):
             updates="synchronous",
             localSteps=0,
             outerMomentum=0.0,
+            compression="none",
+            compressionShare=0.01,
+            compressionRank=2,
             seed=0,
         )
 
@@ -129,6 +151,18 @@ class StochasticParams(HasSolver, HasStepSize, HasSeed):
     def getOuterMomentum(self) -> float:
         """The momentum of the mean moves."""
         return self.getOrDefault(self.outerMomentum)
+
+    def getCompression(self) -> str:
+        """How what is sent is made small."""
+        return self.getOrDefault(self.compression)
+
+    def getCompressionShare(self) -> float:
+        """The share of the entries that top-k sends."""
+        return self.getOrDefault(self.compressionShare)
+
+    def getCompressionRank(self) -> int:
+        """The rank of powersgd's factors."""
+        return self.getOrDefault(self.compressionRank)
 
 
 class StochasticEstimator(StochasticParams):
@@ -174,6 +208,18 @@ class StochasticEstimator(StochasticParams):
         """Set the momentum of the mean moves."""
         return self._set(outerMomentum=value)
 
+    def setCompression(self, value: str) -> Self:
+        """Set how what is sent is made small: none, float16, qsgd, top-k or powersgd."""
+        return self._set(compression=value)
+
+    def setCompressionShare(self, value: float) -> Self:
+        """Set the share of the entries that top-k sends."""
+        return self._set(compressionShare=value)
+
+    def setCompressionRank(self, value: int) -> Self:
+        """Set the rank of powersgd's factors."""
+        return self._set(compressionRank=value)
+
     def setSeed(self, value: int) -> Self:
         """Set the seed of the samples."""
         return self._set(seed=value)
@@ -192,6 +238,9 @@ class StochasticEstimator(StochasticParams):
             "updates": (f"one of {sgd.UPDATES}", sgd.UPDATES.__contains__),
             "localSteps": from_0,
             "outerMomentum": below_1,
+            "compression": (f"one of {COMPRESSIONS}", COMPRESSIONS.__contains__),
+            "compressionShare": ("a number in (0, 1]", lambda x: 0 < x <= 1),
+            "compressionRank": ("1 or more", lambda x: x >= 1),
             "seed": ("0 or more", lambda x: x >= 0),
         }
         if self.getSolver() == "adam":
@@ -228,5 +277,8 @@ class StochasticEstimator(StochasticParams):
             "updates": self.getUpdates(),
             "local_steps": self.getLocalSteps(),
             "outer_momentum": self.getOuterMomentum(),
+            "compression": self.getCompression(),
+            "share": self.getCompressionShare(),
+            "rank": self.getCompressionRank(),
             "seed": self.getSeed(),
         }

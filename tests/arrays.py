@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mllib_ext.blockfile import Block
+from mllib_ext.blockfile import Block, Handle
+from mllib_ext.kept import Kept, join_updates, updated
 from mllib_ext.partials import Walk
 
 
@@ -65,6 +66,19 @@ class Arrays:
         """Add up ``stage(block, *parameters)`` over the blocks."""
         return self.reduce(stage, _add, *parameters)
 
+    def update(
+        self, stage: Any, merge: Any, kept: Kept | None, *parameters: Any
+    ) -> tuple[Any, Kept]:
+        """As ``Blocks.update``, the states inline."""
+        address = None if kept is None else kept.address()
+        walk = Walk(partial(updated, stage, None))
+        states, values = self.reduce(walk, partial(join_updates, merge), address, *parameters)
+        return values, Kept(0, states, True)
+
+    def recall(self, kept: Kept) -> Kept:
+        """The states, which are here."""
+        return kept
+
     def reduce(
         self, stage: Callable[..., tuple[Any, ...]], merge: Callable[..., Any], *parameters: Any
     ) -> tuple[Any, ...]:
@@ -74,9 +88,16 @@ class Arrays:
         self.rounds[function.__name__] += 1
         if isinstance(stage, Walk):
             parts = [list(part) for _, part in groupby(self.blocks, lambda b: b.partition)]
-            shares = [stage(sum(b.n for b in part), iter(part), *parameters) for part in parts]
+            shares = [stage(handle_of(part), iter(part), *parameters) for part in parts]
             return reduce(merge, shares)
         return reduce(merge, [stage(b, *parameters) for b in self.blocks])
+
+
+def handle_of(blocks: list[Block], path: str = "") -> Handle:
+    """What is known of a partition of these blocks."""
+    n = sum(b.n for b in blocks)
+    d, w = blocks[0].X.shape[1], sum(float(b.w.sum()) for b in blocks)
+    return Handle(blocks[0].partition, "", path, n, d, w, 0, 0.0, 0, 0, False, "")
 
 
 def _add(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -102,6 +102,9 @@ STOCHASTIC = {
     "updates": "synchronous",
     "localSteps": 0,
     "outerMomentum": 0.0,
+    "compression": "none",
+    "compressionShare": 0.01,
+    "compressionRank": 2,
     "seed": 0,
 }
 DESCENT = {**STOCHASTIC, "lineSearch": "barzilai-borwein"}

@@ -106,9 +106,33 @@ def test_block_files_give_the_bits_of_the_drivers_blocks_also_when_one_is_lost(
     rounds = there.history[2].rounds
     per_pass = 4 if updates == "synchronous" else 1
     assert len(rounds) == per_pass + 1
-    # Nine parameters: what goes up is a gradient or a move and a weight from each partition.
-    assert all(r.bytes_up == 2 * (9 + 1) * 8 for r in rounds[:-1])
+    # Nine parameters: what goes up is a gradient or a move and a weight from each partition, and
+    # the number of an attempt where momentum stays there.
+    numbers = 9 + 1 if updates == "synchronous" else 9 + 1 + 1
+    assert all(r.bytes_up == 2 * numbers * 8 for r in rounds[:-1])
     assert rounds[-1].bytes_up == 2 * 8
+
+
+@pytest.mark.parametrize("compression", ["top-k", "powersgd"])
+def test_a_compressed_run_in_block_files_is_that_on_the_driver_and_sends_little(
+    frames, monkeypatch, compression
+):
+    estimator = LogisticRegression(
+        solver="sgd", momentum=0.5, miniBatchFraction=0.5, maxIter=3, stepSize=0.1,
+        compression=compression, compressionShare=0.1, compressionRank=1,
+    )  # fmt: skip
+    here = estimator.fit(frames["iris"])
+    monkeypatch.setattr(fitting, "DRIVER_BYTES", 0)
+    there = estimator.fit(frames["iris"])
+    np.testing.assert_array_equal(
+        there.coefficientMatrix.toArray(), here.coefficientMatrix.toArray()
+    )
+    # Two rounds and the objective; of 15 parameters 2 entries of 8 bytes, or factors of 4 and 3
+    # and the 3 intercepts in single precision; a weight and the number of an attempt.
+    message = 16 if compression == "top-k" else 40
+    rounds = there.history[2].rounds
+    assert [r.bytes_up for r in rounds] == [2 * (message + 8 + 8)] * 2 + [2 * 8]
+    assert max(r.bytes_down for r in rounds[:2]) < rounds[2].bytes_down
 
 
 def test_solver_options_of_stochastic_descent_are_checked_before_any_job(frames):
@@ -123,6 +147,9 @@ def test_solver_options_of_stochastic_descent_are_checked_before_any_job(frames)
         ({"nesterov": True}, "param nesterov: expected false without momentum, found True"),
         ({"localSteps": 3}, "param localSteps: expected 0 with synchronous updates, found 3"),
         ({"outerMomentum": 0.3}, "param outerMomentum: expected 0 with synchronous updates"),
+        ({"compression": "zip"}, "param compression: expected one of .*'top-k'.*, found 'zip'"),
+        ({"compressionShare": 0.0}, r"param compressionShare: .* \(0, 1\], found 0.0"),
+        ({"compressionRank": 0}, "param compressionRank: expected 1 or more, found 0"),
         ({"seed": -1}, "param seed: expected 0 or more, found -1"),
     ):
         for estimator in (LogisticRegression(), LinearSVC(), LinearRegression(), LinearSVR()):

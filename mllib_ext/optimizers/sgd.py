@@ -8,13 +8,18 @@ Three ways to share a pass among the partitions (``updates``):
   ``fraction`` of its rows, then the driver moves by the mean of their moves, weighted by rows
   (Stich 2019). With ``outer_momentum`` :math:`\beta` it goes on in the direction of moves before,
   :math:`u \leftarrow \beta u + \Delta, \; v \leftarrow v + u` (Wang et al. 2020, algorithm 1 with a
-  slow learning rate of 1). A rule's memory begins anew in each round: it never travels.
+  slow learning rate of 1). What a rule remembers stays on its partition.
+
+What goes up and down may be compressed (:mod:`mllib_ext.compression`). Then, and where rules
+remember, partitions have states. One that is lost with its executor takes the run back to where all
+states were last collected on the driver, every :data:`ANCHOR` passes.
 
 After a pass one more round measures the objective over all rows.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,15 +27,28 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mllib_ext.compression import (
+    COMPRESSIONS,
+    ErrorFeedback,
+    Link,
+    PowerSGD,
+    TopK,
+    Wire,
+    codec,
+)
 from mllib_ext.optimizers.loop import Rule as StoppingRule
 from mllib_ext.optimizers.loop import State, setting
 from mllib_ext.optimizers.schedules import SCHEDULES, Schedule
 from mllib_ext.optimizers.smooth import SmoothSettings
-from mllib_ext.optimizers.updates import RULES, Rule, rule
+from mllib_ext.optimizers.updates import RULES, Momentum, Rule, rule
+from mllib_ext.partials import StateLost
 from mllib_ext.sampling import Draw, Steps
+
+logger = logging.getLogger(__name__)
 
 UPDATES = ("synchronous", "local")
 ALMOST_ONE = math.nextafter(1.0, 0.0)  # the largest momentum: at 1 nothing ever slows down
+ANCHOR = 10  # passes: to collect two vectors a partition is then a small share of the bytes
 PATIENCE = 5  # passes without a better loss, as in scikit-learn
 # Schedules that fall without end; with the others rates are still high before the last passes.
 ENDLESS = ("constant", "inverse")
@@ -60,6 +78,14 @@ class StochasticSettings(SmoothSettings):
         Of a partition in a round, about: shares of a pass are equal. 0 is a whole pass.
     outer_momentum : float
         Of the mean moves, in [0, 1).
+    compression : str
+        One of :data:`~mllib_ext.compression.COMPRESSIONS`, up and down.
+    share : float
+        Of the entries that ``top-k`` sends, in (0, 1].
+    rank : int
+        Of ``powersgd``, 1 or more.
+    feedback : int
+        Whether what these two leave out comes later (1) or never (0).
     rule_name : str
         One of :data:`~mllib_ext.optimizers.RULES`.
     seed : int
@@ -74,6 +100,10 @@ class StochasticSettings(SmoothSettings):
     updates: str = setting("synchronous", choices=UPDATES)
     local_steps: int = setting(0, low=0)
     outer_momentum: float = setting(0.0, low=0, high=ALMOST_ONE)
+    compression: str = setting("none", choices=COMPRESSIONS, tunable=False)
+    share: float = setting(0.01, low=0, low_open=True, high=1, tunable=False)
+    rank: int = setting(2, low=1, tunable=False)
+    feedback: int = setting(1, low=0, high=1, tunable=False)
     rule_name: str = setting("sgd", choices=RULES, tunable=False)
     seed: int = setting(0, tunable=False)
 
@@ -87,6 +117,22 @@ class StochasticSettings(SmoothSettings):
     def rule(self) -> Rule:
         """The update rule."""
         return rule(self.rule_name, self.momentum)
+
+    def wire(self, matrices: tuple[tuple[int, int, int], ...]) -> Wire | None:
+        """What travels; None where the partitions have nothing to remember."""
+        remembers = self.rule_name != "sgd" or self.momentum > 0
+        if self.compression == "none" and not (self.updates == "local" and remembers):
+            return None
+        down = up = codec(self.compression, self.share, self.rank, matrices)
+        if self.feedback and isinstance(up, TopK | PowerSGD):
+            up = ErrorFeedback(up, self.momentum if self.corrected else 0.0)
+        return Wire(up, down)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether momentum is the partitions' own: an entry that waits would come without it."""
+        sparse = self.compression == "top-k" and self.feedback == 1
+        return sparse and self.updates == "synchronous" and self.rule_name == "sgd"
 
     @property
     def n_rounds(self) -> int:
@@ -114,6 +160,10 @@ class Passes(State):
         The driver's momentum of mean moves.
     epoch, steps : int
         Passes so far, and the driver's steps in them.
+    link : Link or None
+        What the driver knows of the partitions, if they remember anything.
+    anchor : Passes or None
+        A state whose partitions' states are on the driver.
     """
 
     v: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -121,6 +171,8 @@ class Passes(State):
     outer: np.ndarray = field(default_factory=lambda: np.empty(0))
     epoch: int = 0
     steps: int = 0
+    link: Link | None = None
+    anchor: Passes | None = None
 
 
 class Sampled(Protocol):
@@ -130,9 +182,18 @@ class Sampled(Protocol):
 
     def pull(self, v: np.ndarray) -> np.ndarray: ...
 
-    def gradient(self, v: np.ndarray, draw: Draw) -> np.ndarray | None: ...
+    def gradient(
+        self, v: np.ndarray, draw: Draw, wire: Wire | None, link: Link | None
+    ) -> tuple[np.ndarray | None, Link | None]: ...
 
-    def moves(self, v: np.ndarray, draw: Draw, steps: Steps) -> np.ndarray | None: ...
+    def moves(
+        self, v: np.ndarray, draw: Draw, steps: Steps, wire: Wire | None, link: Link | None
+    ) -> tuple[np.ndarray | None, Link | None]: ...
+
+    def recalled(self, link: Link | None) -> Link | None: ...
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int, int], ...]: ...
 
 
 def stopped_falling(losses: Sequence[float], state: Any, settings: Any) -> bool:
@@ -163,35 +224,50 @@ def again(objective: Sampled, state: Passes, settings: StochasticSettings) -> Pa
 
 def step(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
     """One pass."""
+    went = _synchronous if settings.updates == "synchronous" else _local
     with np.errstate(over="ignore", invalid="ignore"):  # the loop says which rate diverged
-        went = _synchronous if settings.updates == "synchronous" else _local
-        state = went(objective, state, settings)
-        return replace(state, loss=objective.value(state.v), epoch=state.epoch + 1)
+        while True:
+            try:
+                if state.anchor is None or state.epoch >= state.anchor.epoch + ANCHOR:
+                    anchor = replace(state, link=objective.recalled(state.link), anchor=None)
+                    state = replace(anchor, anchor=anchor)
+                after = went(objective, state, settings)
+                break
+            except StateLost as lost:
+                assert state.anchor is not None
+                logger.warning("%s: back to pass %d", lost, state.anchor.epoch)
+                state = replace(state.anchor, anchor=state.anchor)
+        return replace(after, loss=objective.value(after.v), epoch=state.epoch + 1)
 
 
 def _synchronous(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
     """A step on the driver by every share of the pass."""
     rule, count = settings.rule, settings.n_rounds
-    v, memory, steps, eta = state.v, state.memory, state.steps, 0.0
+    if settings.corrected:
+        rule = Momentum()
+    wire = settings.wire(objective.matrices)
+    v, memory, link, steps, eta = state.v, state.memory, state.link, state.steps, 0.0
     for index in range(count):
-        gradient = objective.gradient(v, Draw(settings.seed, state.epoch, index, count))
+        draw = Draw(settings.seed, state.epoch, index, count)
+        gradient, link = objective.gradient(v, draw, wire, link)
         if gradient is not None:
             eta = settings.rates.rate(steps, state.epoch + (index + 0.5) / count)
             v, memory = rule.move(v, gradient, objective.pull(v), memory, eta)
             steps += 1
-    return replace(state, v=v, memory=memory, steps=steps, step_size=eta)
+    return replace(state, v=v, memory=memory, link=link, steps=steps, step_size=eta)
 
 
 def _local(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
     """A mean of the partitions' own moves for every share of the pass."""
-    v, outer, count, rates = state.v, state.outer, settings.n_rounds, settings.rates
-    fraction = settings.mini_batch_fraction
-    steps = Steps(settings.rule, rates, fraction)
+    v, outer, link, count = state.v, state.outer, state.link, settings.n_rounds
+    fraction, rates = settings.mini_batch_fraction, settings.rates
+    steps, wire = Steps(settings.rule, rates, fraction), settings.wire(objective.matrices)
     for index in range(count):
         draw = Draw(settings.seed, state.epoch, index, count)
-        moved = objective.moves(v, draw, steps)
+        moved, link = objective.moves(v, draw, steps, wire, link)
         if moved is not None:
             outer = settings.outer_momentum * outer + moved
             v = v + outer
     eta = rates.rate((state.epoch + 1) / fraction, state.epoch + 1 - 0.5 * fraction)
-    return replace(state, v=v, outer=outer, steps=state.steps + count, step_size=eta)
+    steps_so_far = state.steps + count
+    return replace(state, v=v, outer=outer, link=link, steps=steps_so_far, step_size=eta)

@@ -118,6 +118,8 @@ class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesP
         ``adam`` with 0.01.
     updates, localSteps, outerMomentum, seed
         How these steps are shared among the partitions: :mod:`mllib_ext.optimizers.sgd`.
+    compression, compressionShare, compressionRank
+        How what is sent is made small: :mod:`mllib_ext.compression`.
 
     Raises
     ------
@@ -164,6 +166,9 @@ class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesP
         updates: str = "synchronous",
         localSteps: int = 0,
         outerMomentum: float = 0.0,
+        compression: str = "none",
+        compressionShare: float = 0.01,
+        compressionRank: int = 2,
         seed: int = 0,
     ) -> None:
         super().__init__()
