@@ -16,7 +16,8 @@ remember the parameters, and a round sends only what is new of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ import numpy as np
 
 from mllib_ext.blockfile import Block, Handle
 from mllib_ext.compression import Link, Memory, Wire
+from mllib_ext.flights import Flights
 from mllib_ext.kept import Kept, KeptStage
 from mllib_ext.losses import Loss
 from mllib_ext.objective import Coordinates, Objective, Shifted, value_and_gradient
@@ -153,6 +155,17 @@ class Stochastic:
             return total / weight if weight > 0 else None, link
         return self._exchanged(v, draw, wire, link, partial(moves_sent, *how))
 
+    @contextmanager
+    def flights(self) -> Iterator[GradientFlights]:
+        """Gradients of groups of partitions, several under way at once; in a ``with``."""
+        weights = {handle.partition: handle.weight_sum for handle in self.blocks.handles}
+        shares = [sum(weights[p] for p in group) for group in self.blocks.groups]
+        with self.blocks.flights() as flights:
+            yield GradientFlights(
+                flights, partial(sampled_gradient, self.model),
+                [share / self.blocks.weight_sum for share in shares],
+            )  # fmt: skip
+
     def recalled(self, link: Link | None) -> Link | None:
         """The link with all states on the driver. One round."""
         if link is None or link.kept is None:
@@ -180,6 +193,32 @@ class Stochastic:
         for sent in messages:
             total += wire.up.decode(sent, len(v))
         return total / weight, link
+
+
+@dataclass(frozen=True)
+class GradientFlights:
+    """Mean gradients over what groups of partitions draw.
+
+    Attributes
+    ----------
+    flights : Flights
+    stage : callable
+    shares : list of float
+        Of all weight, by group.
+    """
+
+    flights: Flights
+    stage: Any
+    shares: list[float]
+
+    def send(self, group: int, v: np.ndarray, draw: Draw) -> None:
+        """Start on the gradient of a group at ``v``."""
+        self.flights.send(group, self.stage, v, draw.packed)
+
+    def receive(self) -> tuple[int, np.ndarray | None]:
+        """The next group to arrive and its gradient; None if it drew no weight."""
+        group, (slope, weight) = self.flights.receive()
+        return group, slope / weight if weight > 0 else None
 
 
 # --- stages --------------------------------------------------------------------------------------

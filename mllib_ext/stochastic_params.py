@@ -62,8 +62,8 @@ class StochasticParams(HasSolver, HasStepSize, HasSeed):
     updates: Param[str] = Param(
         Params._dummy(),
         "updates",
-        "solvers sgd and adam: synchronous (a step a round) or local (steps on each partition, "
-        "then a mean)",
+        "solvers sgd and adam: synchronous (a step a round), local (steps on each partition, then "
+        "a mean) or asynchronous (a step whenever a group of partitions answers)",
         typeConverter=TypeConverters.toString,
     )
     localSteps: Param[int] = Param(
@@ -77,6 +77,12 @@ class StochasticParams(HasSolver, HasStepSize, HasSeed):
         "outerMomentum",
         "local updates: momentum of the mean moves, in [0, 1)",
         typeConverter=TypeConverters.toFloat,
+    )
+    maxStaleness: Param[int] = Param(
+        Params._dummy(),
+        "maxStaleness",
+        "asynchronous updates: how many shares of a pass a group may be ahead of another (>= 0)",
+        typeConverter=TypeConverters.toInt,
     )
     compression: Param[str] = Param(
         Params._dummy(),
@@ -110,6 +116,7 @@ class StochasticParams(HasSolver, HasStepSize, HasSeed):
             updates="synchronous",
             localSteps=0,
             outerMomentum=0.0,
+            maxStaleness=1,
             compression="none",
             compressionShare=0.01,
             compressionRank=2,
@@ -151,6 +158,10 @@ class StochasticParams(HasSolver, HasStepSize, HasSeed):
     def getOuterMomentum(self) -> float:
         """The momentum of the mean moves."""
         return self.getOrDefault(self.outerMomentum)
+
+    def getMaxStaleness(self) -> int:
+        """How far a group of partitions may be ahead."""
+        return self.getOrDefault(self.maxStaleness)
 
     def getCompression(self) -> str:
         """How what is sent is made small."""
@@ -197,7 +208,7 @@ class StochasticEstimator(StochasticParams):
         return self._set(warmUp=value)
 
     def setUpdates(self, value: str) -> Self:
-        """Set how a step is shared among the partitions: synchronous or local."""
+        """Set how steps are shared among partitions: synchronous, local or asynchronous."""
         return self._set(updates=value)
 
     def setLocalSteps(self, value: int) -> Self:
@@ -207,6 +218,10 @@ class StochasticEstimator(StochasticParams):
     def setOuterMomentum(self, value: float) -> Self:
         """Set the momentum of the mean moves."""
         return self._set(outerMomentum=value)
+
+    def setMaxStaleness(self, value: int) -> Self:
+        """Set how far a group of partitions may be ahead, in shares of a pass."""
+        return self._set(maxStaleness=value)
 
     def setCompression(self, value: str) -> Self:
         """Set how what is sent is made small: none, float16, qsgd, top-k or powersgd."""
@@ -238,6 +253,7 @@ class StochasticEstimator(StochasticParams):
             "updates": (f"one of {sgd.UPDATES}", sgd.UPDATES.__contains__),
             "localSteps": from_0,
             "outerMomentum": below_1,
+            "maxStaleness": from_0,
             "compression": (f"one of {COMPRESSIONS}", COMPRESSIONS.__contains__),
             "compressionShare": ("a number in (0, 1]", lambda x: 0 < x <= 1),
             "compressionRank": ("1 or more", lambda x: x >= 1),
@@ -247,9 +263,11 @@ class StochasticEstimator(StochasticParams):
             expected["momentum"] = "0 with solver adam", lambda x: x == 0
         if self.getMomentum() == 0:
             expected["nesterov"] = "false without momentum", lambda x: not x
-        if self.getUpdates() == "synchronous":
+        if (updates := self.getUpdates()) != "local":
             for name in ("localSteps", "outerMomentum"):
-                expected[name] = "0 with synchronous updates", lambda x: x == 0
+                expected[name] = f"0 with {updates} updates", lambda x: x == 0
+        if updates == "asynchronous":
+            expected["compression"] = "none with asynchronous updates", lambda x: x == "none"
         for name, (words, holds) in expected.items():
             found = self.getOrDefault(name)
             if not holds(found):
@@ -277,6 +295,7 @@ class StochasticEstimator(StochasticParams):
             "updates": self.getUpdates(),
             "local_steps": self.getLocalSteps(),
             "outer_momentum": self.getOuterMomentum(),
+            "staleness": self.getMaxStaleness(),
             "compression": self.getCompression(),
             "share": self.getCompressionShare(),
             "rank": self.getCompressionRank(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, reduce
 from itertools import groupby, pairwise
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mllib_ext.blockfile import Block, Handle
+from mllib_ext.flights import Simulated
 from mllib_ext.kept import Kept, join_updates, updated
 from mllib_ext.partials import Walk
 
@@ -34,6 +36,7 @@ class Arrays:
     """
 
     on_driver = False  # the costs of a cluster are what minimizers are made for
+    durations: list[float] | None = None  # of flights, by partition; all equal unless set
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         self.blocks = list(blocks)
@@ -74,6 +77,26 @@ class Arrays:
         walk = Walk(partial(updated, stage, None))
         states, values = self.reduce(walk, partial(join_updates, merge), address, *parameters)
         return values, Kept(0, states, True)
+
+    @property
+    def handles(self) -> list[Handle]:
+        return [handle_of([b for b in self.blocks if b.partition == p]) for (p,) in self.groups]
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Each partition by itself."""
+        return [[partition] for partition in sorted({b.partition for b in self.blocks})]
+
+    @contextmanager
+    def flights(self) -> Iterator[Simulated]:
+        """Sums over one partition each."""
+
+        def run(group: int, stage: Any, *parameters: Any) -> tuple[Any, ...]:
+            (partition,) = self.groups[group]
+            part = Arrays(b for b in self.blocks if b.partition == partition)
+            return part.sum(stage, *parameters)
+
+        yield Simulated(run, self.durations or [1.0] * len(self.groups))
 
     def recall(self, kept: Kept) -> Kept:
         """The states, which are here."""

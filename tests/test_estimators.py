@@ -102,6 +102,7 @@ STOCHASTIC = {
     "updates": "synchronous",
     "localSteps": 0,
     "outerMomentum": 0.0,
+    "maxStaleness": 1,
     "compression": "none",
     "compressionShare": 0.01,
     "compressionRank": 2,

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyspark.errors import PythonException
 from pyspark.ml.linalg import Vectors
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 
 from mllib_ext import fitting
+from mllib_ext.blocks import Blocks
 from mllib_ext.classification import LinearSVC, LogisticRegression
 from mllib_ext.regression import LinearRegression, LinearSVR
 
@@ -135,6 +137,44 @@ def test_a_compressed_run_in_block_files_is_that_on_the_driver_and_sends_little(
     assert max(r.bytes_down for r in rounds[:2]) < rounds[2].bytes_down
 
 
+def test_asynchronous_rounds_are_concurrent_jobs_and_end_near_the_optimum(frames, monkeypatch):
+    estimator = LogisticRegression(
+        solver="sgd", updates="asynchronous", miniBatchFraction=0.5, maxIter=12, stepSize=0.3
+    )
+    here = estimator.fit(frames["iris"])
+    monkeypatch.setattr(fitting, "DRIVER_BYTES", 0)
+    model = estimator.fit(frames["iris"])
+    # Two groups, one for each partition with rows, with two shares of a pass each.
+    for record in model.history[1:]:
+        assert sorted(len(r.partitions) for r in record.rounds) == [1, 1, 1, 1, 3]
+        assert sum(r.partitions[0].rows for r in record.rounds if len(r.partitions) == 1) == 300
+    # Arrivals differ from run to run, what they lead to hardly.
+    losses = [m.history[-1].loss for m in (model, here)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] < 0.4 * model.history[0].loss
+
+
+def test_what_fails_under_way_is_raised_where_it_is_waited_for(frames):
+    with Blocks.of(frames["iris"], "features") as blocks:
+        with blocks.flights() as flights:
+            flights.send(0, fail)
+            with pytest.raises(PythonException, match="of no use"):
+                flights.receive()
+        with blocks.flights() as flights:
+            flights.send(1, count)
+            flights.send(0, count)
+            arrived = dict(flights.receive() for _ in range(2))
+        assert arrived == {0: (50,), 1: (100,)}
+
+
+def fail(block):
+    raise ValueError("of no use")
+
+
+def count(block):
+    return (block.n,)
+
+
 def test_solver_options_of_stochastic_descent_are_checked_before_any_job(frames):
     for params, message in (
         ({"momentum": 1.0}, r"param momentum: expected a number in \[0, 1\), found 1.0"),
@@ -150,6 +190,11 @@ def test_solver_options_of_stochastic_descent_are_checked_before_any_job(frames)
         ({"compression": "zip"}, "param compression: expected one of .*'top-k'.*, found 'zip'"),
         ({"compressionShare": 0.0}, r"param compressionShare: .* \(0, 1\], found 0.0"),
         ({"compressionRank": 0}, "param compressionRank: expected 1 or more, found 0"),
+        ({"maxStaleness": -1}, "param maxStaleness: expected a number of 0 or more, found -1"),
+        (
+            {"updates": "asynchronous", "compression": "qsgd"},
+            "param compression: expected none with asynchronous updates, found 'qsgd'",
+        ),
         ({"seed": -1}, "param seed: expected 0 or more, found -1"),
     ):
         for estimator in (LogisticRegression(), LinearSVC(), LinearRegression(), LinearSVR()):

@@ -209,7 +209,7 @@ class LinearSVC(
         Steps of the solvers ``sgd`` and ``adam``, for which ``maxIter`` counts passes. Unless
         ``stepSize`` is set, ``sgd`` begins with one over the number of parameters of an output,
         ``adam`` with 0.01.
-    updates, localSteps, outerMomentum, seed
+    updates, localSteps, outerMomentum, maxStaleness, seed
         How these steps are shared among the partitions: :mod:`mllib_ext.optimizers.sgd`.
     compression, compressionShare, compressionRank
         How what is sent is made small: :mod:`mllib_ext.compression`.
@@ -267,6 +267,7 @@ class LinearSVC(
         updates: str = "synchronous",
         localSteps: int = 0,
         outerMomentum: float = 0.0,
+        maxStaleness: int = 1,
         compression: str = "none",
         compressionShare: float = 0.01,
         compressionRank: int = 2,

@@ -9,6 +9,11 @@ Three ways to share a pass among the partitions (``updates``):
   (Stich 2019). With ``outer_momentum`` :math:`\beta` it goes on in the direction of moves before,
   :math:`u \leftarrow \beta u + \Delta, \; v \leftarrow v + u` (Wang et al. 2020, algorithm 1 with a
   slow learning rate of 1). What a rule remembers stays on its partition.
+- ``asynchronous``: groups of partitions are under way at once, each with a share of its own. The
+  driver steps by a group's gradient, times the group's share of all weight, as soon as it arrives
+  and sends the group on from there. No group gets more than ``staleness`` shares ahead of the
+  slowest (stale synchronous parallel, Ho et al. 2013); a pass ends when all have arrived. The order
+  of arrivals is the cluster's: two runs differ.
 
 What goes up and down may be compressed (:mod:`mllib_ext.compression`). Then, and where rules
 remember, partitions have states. One that is lost with its executor takes the run back to where all
@@ -22,6 +27,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -46,7 +52,7 @@ from mllib_ext.sampling import Draw, Steps
 
 logger = logging.getLogger(__name__)
 
-UPDATES = ("synchronous", "local")
+UPDATES = ("synchronous", "local", "asynchronous")
 ALMOST_ONE = math.nextafter(1.0, 0.0)  # the largest momentum: at 1 nothing ever slows down
 ANCHOR = 10  # passes: to collect two vectors a partition is then a small share of the bytes
 PATIENCE = 5  # passes without a better loss, as in scikit-learn
@@ -73,11 +79,13 @@ class StochasticSettings(SmoothSettings):
     warm_up : float
         Passes until the rate has risen to the schedule's.
     updates : str
-        ``synchronous`` or ``local``.
+        ``synchronous``, ``local`` or ``asynchronous``.
     local_steps : int
         Of a partition in a round, about: shares of a pass are equal. 0 is a whole pass.
     outer_momentum : float
         Of the mean moves, in [0, 1).
+    staleness : int
+        Shares of a pass that an asynchronous group may be ahead of another.
     compression : str
         One of :data:`~mllib_ext.compression.COMPRESSIONS`, up and down.
     share : float
@@ -100,6 +108,7 @@ class StochasticSettings(SmoothSettings):
     updates: str = setting("synchronous", choices=UPDATES)
     local_steps: int = setting(0, low=0)
     outer_momentum: float = setting(0.0, low=0, high=ALMOST_ONE)
+    staleness: int = setting(1, low=0)
     compression: str = setting("none", choices=COMPRESSIONS, tunable=False)
     share: float = setting(0.01, low=0, low_open=True, high=1, tunable=False)
     rank: int = setting(2, low=1, tunable=False)
@@ -137,10 +146,9 @@ class StochasticSettings(SmoothSettings):
     @property
     def n_rounds(self) -> int:
         """Rounds of a pass."""
-        if self.updates == "synchronous":
-            share = self.mini_batch_fraction
-        else:
-            share = self.mini_batch_fraction * self.local_steps or 1.0
+        share = self.mini_batch_fraction
+        if self.updates == "local":
+            share = share * self.local_steps or 1.0
         return max(1, math.ceil(1.0 / share - 1e-9))  # 1 / 0.1 may come out above 10
 
 
@@ -175,6 +183,17 @@ class Passes(State):
     anchor: Passes | None = None
 
 
+class Flights(Protocol):
+    """Gradients under way; :class:`mllib_ext.stochastic.GradientFlights` are."""
+
+    @property
+    def shares(self) -> Sequence[float]: ...
+
+    def send(self, group: int, v: np.ndarray, draw: Draw) -> None: ...
+
+    def receive(self) -> tuple[int, np.ndarray | None]: ...
+
+
 class Sampled(Protocol):
     """What a run sees of an objective; :class:`mllib_ext.stochastic.Stochastic` is one."""
 
@@ -189,6 +208,8 @@ class Sampled(Protocol):
     def moves(
         self, v: np.ndarray, draw: Draw, steps: Steps, wire: Wire | None, link: Link | None
     ) -> tuple[np.ndarray | None, Link | None]: ...
+
+    def flights(self) -> AbstractContextManager[Flights]: ...
 
     def recalled(self, link: Link | None) -> Link | None: ...
 
@@ -224,7 +245,9 @@ def again(objective: Sampled, state: Passes, settings: StochasticSettings) -> Pa
 
 def step(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
     """One pass."""
-    went = _synchronous if settings.updates == "synchronous" else _local
+    went = {"synchronous": _synchronous, "local": _local, "asynchronous": _asynchronous}[
+        settings.updates
+    ]
     with np.errstate(over="ignore", invalid="ignore"):  # the loop says which rate diverged
         while True:
             try:
@@ -271,3 +294,28 @@ def _local(objective: Sampled, state: Passes, settings: StochasticSettings) -> P
     eta = rates.rate((state.epoch + 1) / fraction, state.epoch + 1 - 0.5 * fraction)
     steps_so_far = state.steps + count
     return replace(state, v=v, outer=outer, link=link, steps=steps_so_far, step_size=eta)
+
+
+def _asynchronous(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
+    """A step on the driver by every share of every group, in the order of their arrival."""
+    rule, count, rates = settings.rule, settings.n_rounds, settings.rates
+    v, memory, steps, eta = state.v, state.memory, state.steps, 0.0
+    with objective.flights() as flights:
+        done = [0] * len(flights.shares)  # shares of the pass, by group
+        idle = set(range(len(done)))
+        while min(done) < count:
+            ahead = min(count - 1, min(done) + settings.staleness)
+            for group in sorted(g for g in idle if done[g] <= ahead):
+                flights.send(group, v, Draw(settings.seed, state.epoch, done[group], count))
+                idle.remove(group)
+            group, gradient = flights.receive()
+            if gradient is not None:
+                # As many arrivals as there are groups make one step by all rows.
+                share = flights.shares[group]
+                eta = rates.rate(steps / len(done), state.epoch + (done[group] + 0.5) / count)
+                pull = objective.pull(v)
+                v, memory = rule.move(v, share * gradient, share * pull, memory, eta)
+                steps += 1
+            done[group] += 1
+            idle.add(group)
+    return replace(state, v=v, memory=memory, steps=steps, step_size=eta)

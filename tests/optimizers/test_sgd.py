@@ -20,7 +20,7 @@ from mllib_ext.optimizers.smooth import minimize
 from mllib_ext.partials import StateLost
 from mllib_ext.penalties import L2
 from mllib_ext.sampling import Draw, batches
-from mllib_ext.stochastic import Stochastic, moved
+from mllib_ext.stochastic import GradientFlights, Stochastic, moved
 
 N, D = 400, 5
 RNG = np.random.default_rng(3)
@@ -178,6 +178,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "synchronous nesterov": {"step_size": 0.1, "momentum": 0.8, "rule_name": "nesterov"},
     "synchronous adagrad": {"step_size": 0.5, "rule_name": "adagrad"},
     "synchronous adam": {"step_size": 0.1, "rule_name": "adam"},
+    "asynchronous": {"step_size": 0.5, "updates": "asynchronous", "staleness": 3},
+    "asynchronous adam": {"step_size": 0.03, "updates": "asynchronous", "rule_name": "adam"},
     "local": {"step_size": 0.2, "updates": "local"},
     "local, a few steps": {"step_size": 0.2, "updates": "local", "local_steps": 3},
     "local, outer momentum": {"step_size": 0.1, "updates": "local", "outer_momentum": 0.5},
@@ -196,6 +198,62 @@ def test_a_run_with_a_falling_rate_ends_near_the_optimum(way, name):
         problem, max_iter=60, schedule="cosine", mini_batch_fraction=0.1, **WAYS[way]
     )
     # The noise of the gradients goes with the rate, and with it all but a share of the first gap.
+    assert 0 <= result.state.loss - best <= 2e-3 * (at_start - best)
+
+
+# --- asynchronous updates -----------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+def test_one_group_alone_is_never_stale():
+    settings = {"step_size": 0.3, "momentum": 0.5, "max_iter": 3, "schedule": "inverse"}
+    found, expected = (
+        descended(objective(parts=1), updates=updates, **settings).state.v
+        for updates in ("asynchronous", "synchronous")
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+def test_no_group_gets_further_ahead_of_a_slow_one_than_the_bound(staleness, monkeypatch):
+    sends: list[tuple[int, int]] = []
+    done, ahead = [0, 0, 0], []
+    originals = GradientFlights.send, GradientFlights.receive
+
+    def send(self, group, v, draw):
+        sends.append((group, draw.index))
+        ahead.append(draw.index - min(done))
+        originals[0](self, group, v, draw)
+
+    def receive(self):
+        group, gradient = originals[1](self)
+        done[group] += 1
+        return group, gradient
+
+    monkeypatch.setattr(GradientFlights, "send", send)
+    monkeypatch.setattr(GradientFlights, "receive", receive)
+    problem = objective(parts=3)
+    problem.blocks.durations = [1.0, 7.0, 1.5]
+    settings: dict[str, Any] = {
+        "updates": "asynchronous", "staleness": staleness, "max_iter": 1, "mini_batch_fraction": 0.1
+    }  # fmt: skip
+    first = descended(problem, **settings).state.v
+    assert sorted(sends) == [(group, index) for group in range(3) for index in range(10)]
+    assert max(ahead) == staleness
+    np.testing.assert_array_equal(descended(problem, **settings).state.v, first)
+
+
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+def test_groups_of_other_weights_and_speeds_bias_nothing():
+    problem = objective(parts=4)
+    problem.blocks.durations = [1.0, 4.0, 0.3, 2.0]
+    best = optimum(problem).loss
+    at_start = problem.value_and_gradient(problem.coordinates.zeros())[0]
+    result = descended(
+        problem, updates="asynchronous", staleness=5, step_size=0.5, mini_batch_fraction=0.1,
+        max_iter=60, schedule="cosine",
+    )  # fmt: skip
     assert 0 <= result.state.loss - best <= 2e-3 * (at_start - best)
 
 
