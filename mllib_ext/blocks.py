@@ -16,7 +16,6 @@ it; nothing is ever added up without every partition.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import pickle
 import threading
@@ -121,7 +120,6 @@ class Blocks:
         self._held: dict[int, list[Block]] | None = None
         self._first: tuple[Any, ...] | None = None  # the answer to the round that ran ahead
         self._rounds = _Rounds()
-        self._updates = itertools.count()
         self._warned_of_order = self._closed = False
         try:
             self._build()
@@ -301,14 +299,14 @@ class Blocks:
         StateLost
             A partition's blocks had to be made again elsewhere, without its state.
         """
-        number = next(self._updates)
-        to_file = None if self.on_driver else number
-        walk = Walk(partial(keeping.updated, stage, to_file))
+        run, number = (kept.run, kept.number + 1) if kept else (uuid.uuid4().hex[:8], 0)
+        where = None if self.on_driver else (run, number)
+        walk = Walk(partial(keeping.updated, stage, where))
         address = None if kept is None else kept.address()
         merge = partial(keeping.join_updates, merge)
         states, values = self._round(walk, merge, (address, *parameters))
         keeping.refuse_lost(states)
-        return values, Kept(number, states, self.on_driver)
+        return values, Kept(run, number, states, self.on_driver)
 
     def recall(self, kept: Kept) -> Kept:
         """The states themselves, on the driver: they outlive every executor. One round."""
@@ -316,7 +314,7 @@ class Blocks:
             return kept
         (states,) = self.reduce(Walk(keeping.recalled), keeping.join_states, kept.address())
         keeping.refuse_lost(states)
-        return Kept(kept.number, states, True)
+        return replace(kept, states=states, inline=True)
 
     @property
     def groups(self) -> list[list[int]]:

@@ -211,7 +211,8 @@ class ErrorFeedback(Codec):
     ) -> tuple[bytes, Memory]:
         waiting, velocity, inner = memory
         if self.momentum:
-            velocity = x = self.momentum * velocity + x
+            # A run may have begun without momentum.
+            velocity = x = self.momentum * velocity + x if len(velocity) else x
         x = waiting + x
         message, inner = self.codec.encode(x, inner, rng)
         sent = self.codec.decode(message, len(x))

@@ -1,9 +1,9 @@
 """State that belongs to a partition and is no function of the parameters.
 
 Error-feedback residuals and local moments stay where they are made. After a round a partition's new
-state is a file beside its blocks, with a name for (partition, round, attempt); the task reports
-the attempt, and only what the driver has committed is read by the next round. So a task that is
-retried or runs twice starts from the same state both times, and one of its results counts.
+state is a file beside its blocks, with a name for (run, partition, round, attempt); the task
+reports the attempt, and only what the driver has committed is read by the next round. So a task
+that is retried or runs twice starts from the same state both times, and one of its results counts.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ class Kept:
 
     Attributes
     ----------
+    run : str
+        Which sequence of rounds: several fits may share blocks.
     number : int
-        Of the round.
+        Of the round in it.
     states : dict
         By partition the attempt whose file counts, or the state itself; never None.
     inline : bool
         It is the states themselves.
     """
 
+    run: str
     number: int
     states: dict[int, Any]
     inline: bool
@@ -44,7 +47,7 @@ class Kept:
             return self.states
         last = max(self.states, default=-1)
         attempts = [self.states.get(partition, 0) for partition in range(last + 1)]
-        return self.number, b"".join(a.to_bytes(4, "little") for a in attempts)
+        return self.run, self.number, b"".join(a.to_bytes(4, "little") for a in attempts)
 
 
 # A stage with a state: stage(handle, blocks, state or None, *parameters) -> (values, state)
@@ -53,7 +56,7 @@ KeptStage = Callable[..., tuple[tuple[Any, ...], Any]]
 
 def updated(
     stage: KeptStage,
-    number: int | None,
+    where: tuple[str, int] | None,
     handle: Handle,
     blocks: Iterable[Block],
     address: Any,
@@ -61,23 +64,24 @@ def updated(
 ) -> tuple[Any, ...]:
     """One partition's share of :meth:`mllib_ext.blocks.Blocks.update`.
 
-    ``number`` is None where states are returned in place of a file's attempt.
+    ``where`` is the run and the number of the round that its file is named by; None where the state
+    itself is returned in place of an attempt.
     """
     known, state = _read(handle, address)
     if not known:
         return {handle.partition: None}, None
     values, state = stage(handle, blocks, state, *parameters)
-    if number is None:
+    if where is None:
         return {handle.partition: state}, values
     attempt = uuid.uuid4().int >> 96
-    path = _path(handle, number, attempt)
+    path = _path(handle, *where, attempt)
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(pickle.dumps(state, protocol=5))
     os.replace(temporary, path)
     if isinstance(address, tuple):
         # Rounds before the committed one are over, with all their attempts.
-        for old in path.parent.glob(f"state-{handle.partition:05d}-*"):
-            if int(old.name.split("-")[2]) < address[0]:
+        for old in path.parent.glob(f"state-{where[0]}-{handle.partition:05d}-*"):
+            if int(old.name.split("-")[3]) < address[1]:
                 old.unlink(missing_ok=True)
     return {handle.partition: attempt}, values
 
@@ -114,9 +118,9 @@ def _read(handle: Handle, address: Any) -> tuple[bool, Any]:
         return True, None
     if isinstance(address, dict):
         return True, address.get(handle.partition)
-    number, attempts = address
+    run, number, attempts = address
     at = 4 * handle.partition
-    path = _path(handle, number, int.from_bytes(attempts[at : at + 4], "little"))
+    path = _path(handle, run, number, int.from_bytes(attempts[at : at + 4], "little"))
     try:
         return True, pickle.loads(path.read_bytes())
     except FileNotFoundError:
@@ -125,6 +129,6 @@ def _read(handle: Handle, address: Any) -> tuple[bool, Any]:
         return False, None
 
 
-def _path(handle: Handle, number: int, attempt: int) -> Path:
-    name = f"state-{handle.partition:05d}-{number:08d}-{attempt:08x}"
+def _path(handle: Handle, run: str, number: int, attempt: int) -> Path:
+    name = f"state-{run}-{handle.partition:05d}-{number:08d}-{attempt:08x}"
     return Path(handle.path).parent / name

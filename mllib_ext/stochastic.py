@@ -20,17 +20,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from mllib_ext.blockfile import Block, Handle
 from mllib_ext.compression import Link, Memory, Wire
 from mllib_ext.flights import Flights
-from mllib_ext.kept import Kept, KeptStage
 from mllib_ext.losses import Loss
 from mllib_ext.objective import Coordinates, Objective, Shifted, value_and_gradient
-from mllib_ext.partials import Merge, Walk
+from mllib_ext.partials import Walk
 from mllib_ext.sampling import Draw, Steps, batches, taken
 from mllib_ext.scattered import dense
 
@@ -62,28 +61,14 @@ class Linear:
         return value, self.coordinates.pull_back(dense(by_coef), by_intercept)
 
 
-class Samples(Protocol):
-    """What is asked of a data set; :class:`mllib_ext.blocks.Blocks` is one."""
-
-    @property
-    def weight_sum(self) -> float: ...
-
-    def sum(self, stage: Any, *parameters: Any) -> tuple[Any, ...]: ...
-
-    def update(
-        self, stage: KeptStage, merge: Merge, kept: Kept | None, *parameters: Any
-    ) -> tuple[tuple[Any, ...], Kept]: ...
-
-    def recall(self, kept: Kept) -> Kept: ...
-
-
 @dataclass(frozen=True)
 class Stochastic:
     """A penalised mean loss, whole and by samples.
 
     Attributes
     ----------
-    blocks : Samples
+    blocks : Blocks
+        Or what runs the same rounds.
     model : callable
         ``model(block, v) -> (loss, gradient)``, sums over the block's rows.
     ridge : ndarray, shape (size,)

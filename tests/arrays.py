@@ -76,7 +76,7 @@ class Arrays:
         address = None if kept is None else kept.address()
         walk = Walk(partial(updated, stage, None))
         states, values = self.reduce(walk, partial(join_updates, merge), address, *parameters)
-        return values, Kept(0, states, True)
+        return values, Kept("", 0, states, True)
 
     @property
     def handles(self) -> list[Handle]:

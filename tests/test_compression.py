@@ -132,6 +132,16 @@ def test_momentum_is_gathered_while_an_entry_waits_and_lost_when_it_is_sent():
     assert waiting.tolist() == pytest.approx([0, 1], abs=1e-6)
 
 
+def test_momentum_may_be_changed_between_messages():
+    x = np.array([1.0, 3.0])
+    _, memory, _ = sent(ErrorFeedback(TopK(0.5)), x)
+    found, memory, _ = sent(ErrorFeedback(TopK(0.5), momentum=0.9), x, memory)
+    assert found.tolist() == [0, 3]
+    assert memory[1].tolist() == [1, 0]
+    found, _, _ = sent(ErrorFeedback(TopK(0.5)), x + [1.0, 0.0], memory)
+    assert found.tolist() == [4, 0]
+
+
 def test_codecs_have_names():
     for name in COMPRESSIONS:
         found = sent(codec(name, 0.5, 2, ((0, 2, 3),)), np.arange(6.0))[0]

@@ -32,27 +32,31 @@ def test_attempts_of_a_round_start_from_the_same_state_and_the_committed_one_cou
     path = tmp_path / "part.arrow"
     path.touch()
     handle = handle_of([rows], str(path))
+    # Another fit on the same blocks is at a round of its own, and loses nothing.
+    other_run = tmp_path / "state-another-00000-00000000-00000001"
+    other_run.touch()
 
     def attempt(number, kept, step):
         address = None if kept is None else kept.address()
-        return updated(tally, number, handle, [rows], address, step)
+        return updated(tally, ("run", number), handle, [rows], address, step)
 
     first, _ = attempt(0, None, 1.0)
-    kept = Kept(0, first, False)
+    kept = Kept("run", 0, first, False)
     # A task that is retried or runs twice: with other steps, to tell the attempts apart.
     (one, values), (other, again) = attempt(1, kept, 10.0), attempt(1, kept, 100.0)
     assert values == again == ([(0, 20.0)],)
     assert one != other
-    _, values = attempt(2, Kept(1, other, False), 0.0)
+    _, values = attempt(2, Kept("run", 1, other, False), 0.0)
     assert values == ([(0, 20.0 + 2000.0)],)
     # Of the rounds before the committed one nothing is left; of its own, both attempts are.
-    kinds = sorted(f.name.split("-")[2] for f in tmp_path.glob("state-*"))
+    kinds = sorted(f.name.split("-")[3] for f in tmp_path.glob("state-run-*"))
     assert kinds == ["00000001", "00000001", "00000002"]
+    assert other_run.exists()
     # Without the state, but where the rows are; and on a machine that has neither.
-    assert attempt(2, Kept(1, {0: 7}, False), 0.0) == ({0: None}, None)
+    assert attempt(2, Kept("run", 1, {0: 7}, False), 0.0) == ({0: None}, None)
     path.unlink()
     with pytest.raises(FileNotFoundError):
-        attempt(2, Kept(1, {0: 7}, False), 0.0)
+        attempt(2, Kept("run", 1, {0: 7}, False), 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,7 @@ def test_a_lost_state_is_told_and_one_on_the_driver_goes_on(df):
         Path(blocks.handles[2].path).unlink()
         values, kept = blocks.update(tally, both, kept, 1.0)
         assert values == ([(0, 13.0), (2, 7.0)],)
-        for state in directory.glob("state-00002-*"):
+        for state in directory.glob("state-*-00002-*"):
             state.unlink()
         for lost in (lambda: blocks.update(tally, both, kept, 1.0), lambda: blocks.recall(kept)):
             with pytest.raises(StateLost, match=r"the states of partitions \[2\] are lost"):
