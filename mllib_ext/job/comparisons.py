@@ -30,6 +30,7 @@ from mllib_ext.job.benchmark import Comparison, Line, alternate
 from mllib_ext.job.benchmark_data import as_arrays
 from mllib_ext.job.compare_k_means import compare_k_means
 from mllib_ext.job.compare_neighbors import compare_neighbors
+from mllib_ext.job.compare_sgd import compare_sgd
 from mllib_ext.job.compare_svm import compare_svm
 from mllib_ext.losses import Logistic
 from mllib_ext.objective import value_and_gradient
@@ -364,4 +365,5 @@ TASKS: dict[str, Callable[[SparkSession, DataFrame, int], list[Comparison]]] = {
     "neighbors": compare_neighbors,
     "kmeans": compare_k_means,
     "svm": compare_svm,
+    "sgd": compare_sgd,
 }
