@@ -115,6 +115,20 @@ def test_block_files_give_the_bits_of_the_drivers_blocks_also_when_one_is_lost(
     assert rounds[-1].bytes_up == 2 * 8
 
 
+def lose_a_state(df):
+    """A callback that deletes the states of partition 2 after the first pass."""
+    directory = Path(df.sparkSession.conf.get("spark.local.dir"))
+
+    def lose(state, record):
+        if record.iteration == 1:
+            states = list(directory.rglob("state-*-00002-*"))
+            assert len(states) == 2  # the committed one, and that of the round before
+            for path in states:
+                path.unlink()
+
+    return lose
+
+
 @pytest.mark.parametrize("compression", ["top-k", "powersgd"])
 def test_a_compressed_run_in_block_files_is_that_on_the_driver_and_sends_little(
     frames, monkeypatch, compression
@@ -129,6 +143,10 @@ def test_a_compressed_run_in_block_files_is_that_on_the_driver_and_sends_little(
     np.testing.assert_array_equal(
         there.coefficientMatrix.toArray(), here.coefficientMatrix.toArray()
     )
+    # A state that is lost takes the run back to its start, from where it goes on to the bit.
+    lost = estimator.setCallbacks([lose_a_state(frames["iris"])]).fit(frames["iris"])
+    expected = [record.loss for record in there.history]
+    assert [record.loss for record in lost.history] == [*expected[:2], *expected[1:3]]
     # Two rounds and the objective; of 15 parameters 2 entries of 8 bytes, or factors of 4 and 3
     # and the 3 intercepts in single precision; a weight and the number of an attempt.
     message = 16 if compression == "top-k" else 40

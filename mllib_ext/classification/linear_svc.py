@@ -107,7 +107,7 @@ class LinearSVCModel(  # type: ignore[misc]
 
     @property
     def gap(self) -> float:
-        """The objective is proved to be at most so much above its minimum; NaN if squared."""
+        """The objective is proved to be at most so much above its minimum; NaN if nothing is."""
         return float(self._gap)
 
     @property

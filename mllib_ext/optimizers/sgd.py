@@ -116,6 +116,14 @@ class StochasticSettings(SmoothSettings):
     rule_name: str = setting("sgd", choices=RULES, tunable=False)
     seed: int = setting(0, tunable=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.updates == "asynchronous" and self.compression != "none":
+            raise ValueError(
+                "setting 'compression': expected 'none' with asynchronous updates, "
+                f"found {self.compression!r}"
+            )
+
     @property
     def rates(self) -> Schedule:
         """The schedule, with its rate."""

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from arrays import Arrays, block, handle_of, slopes
 from mllib_ext.compression import Uncompressed, Wire
-from mllib_ext.hinges import Hinge, SquaredHinge, Subgradient
+from mllib_ext.hinges import CrammerSinger, EpsilonInsensitive, Hinge, SquaredHinge, Subgradient
 from mllib_ext.losses import Logistic, Multinomial, SquaredError
 from mllib_ext.objective import Coordinates, Objective, Shifted
 from mllib_ext.optimizers import newton, sgd
@@ -97,6 +97,8 @@ LOSSES = {
     "multinomial": (Multinomial(3), CLASS),
     "hinge": (Subgradient(Hinge()), Y),
     "hinges": (Subgradient(Hinge(3)), CLASS),
+    "crammer & singer": (Subgradient(CrammerSinger(3)), CLASS),
+    "epsilon-insensitive": (Subgradient(EpsilonInsensitive(epsilon=0.3)), Y),
     "squared hinge": (SquaredHinge(), Y),
 }
 
@@ -242,6 +244,12 @@ def test_no_group_gets_further_ahead_of_a_slow_one_than_the_bound(staleness, mon
     assert sorted(sends) == [(group, index) for group in range(3) for index in range(10)]
     assert max(ahead) == staleness
     np.testing.assert_array_equal(descended(problem, **settings).state.v, first)
+
+
+def test_asynchronous_updates_are_refused_where_they_would_not_be_compressed():
+    settings = sgd.SETTINGS(compression="qsgd", updates="local")
+    with pytest.raises(ValueError, match="'compression': expected 'none' with asynchronous"):
+        settings.change(updates="asynchronous")
 
 
 @pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
