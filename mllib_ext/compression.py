@@ -197,7 +197,7 @@ class ErrorFeedback(Codec):
     momentum : float
         The sender's own, before the codec: entries that wait gather it as they would have on the
         driver, and lose it once they are sent (momentum correction and factor masking of Deep
-        Gradient Compression, Lin et al. 2018, sections 3.1 and 3.2).
+        Gradient Compression, Lin et al. 2018, sections 3.2 and 3.3).
     """
 
     codec: Codec

@@ -4,7 +4,7 @@ With :math:`\eta_0` the first rate, t the steps and p the passes so far, P all p
 
 ========  ====================================================================================
 constant  :math:`\eta_0`
-inverse   :math:`\eta_0 / (1 + \lambda \eta_0 t)` (Bottou 2012, section 5.2)
+inverse   :math:`\eta_0 / (1 + \lambda \eta_0 t)` (Bottou 2012)
 cosine    :math:`\frac12 \eta_0 (1 + \cos(\pi p / P))` (Loshchilov & Hutter 2017, eq. 5)
 step      :math:`\eta_0 / 10^{\lfloor 3 p / P \rfloor}`: a tenth after each third of the passes
 ========  ====================================================================================

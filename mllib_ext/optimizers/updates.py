@@ -4,8 +4,8 @@ With :math:`g` the estimate, :math:`r` the gradient of the penalty and :math:`\e
 
 =========  ========================================================================================
 sgd        :math:`u \leftarrow \mu u - \eta (g + r), \quad v \leftarrow v + u` (Polyak 1964)
-nesterov   the same :math:`u`, then :math:`v \leftarrow v + \mu u - \eta (g + r)` (Nesterov 1983, as
-           Sutskever et al. 2013 write it)
+nesterov   the same :math:`u`, then :math:`v \leftarrow v + \mu u - \eta (g + r)` (Nesterov 1983, in
+           the variables of Bengio, Boulanger-Lewandowski & Pascanu 2013)
 adagrad    :math:`s \leftarrow s + (g + r)^2, \quad v \leftarrow v - \eta (g + r) / (\sqrt s +
            \epsilon)` (Duchi et al. 2011)
 adam       means of the gradients and of their squares that fade out, both without the bias of
