@@ -2,18 +2,22 @@
 
 ./spark-submit.sh --master 'local[2]' --driver-memory 8g jobs/benchmark.py --output bench.json
 ./spark-submit.sh --master 'local[2]' jobs/benchmark.py --path FILE --format libsvm --tasks logistic
+./spark-submit.sh --master 'local[2]' jobs/benchmark.py --path FILE --format libsvm --copies 10 \\
+    --partitions 8 --tasks sgd --plot sgd.png
 """
 
 import argparse
 import sys
+from functools import partial, reduce
 from pathlib import Path
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from mllib_ext.job import benchmark, cli, comparisons
 from mllib_ext.job.benchmark_data import Problem, generate
 from mllib_ext.job.compare_neighbors import compare_fashion_mnist
+from mllib_ext.job.compare_sgd import compare_sgd
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--path", help="data to read in place of generated ones")
     parser.add_argument("--format", default="parquet", help="of --path: parquet, libsvm, ...")
+    parser.add_argument("--copies", type=int, default=1, help="how often --path is read")
     parser.add_argument("--partitions", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
@@ -37,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--fashion-mnist", type=Path, help="IDX files and true neighbours, to search them as well"
     )
+    parser.add_argument("--plot", type=Path, help="draw the runs of task sgd here")
     parser.add_argument("--output", type=Path, help="write all figures here, as JSON")
     return cli.run_without_config(compare, parser, argv, name="mllib_ext benchmark")
 
@@ -52,17 +58,19 @@ def compare(spark: SparkSession, options: argparse.Namespace) -> str:
         options.seed,
     )
     if options.path:
-        df = spark.read.format(options.format).load(options.path).repartition(options.partitions)
+        df = spark.read.format(options.format).load(options.path)
+        df = reduce(DataFrame.union, [df] * options.copies).repartition(options.partitions)
         # LIBSVM files call the classes -1 and 1.
         df = df.withColumn("label", F.when(F.col("label") == -1, 0.0).otherwise(F.col("label")))
     else:
         df = generate(spark, problem, options.partitions)
     df = df.cache()
     df.count()
+    tasks = comparisons.TASKS | {"sgd": partial(compare_sgd, plot=options.plot)}
     found = [
         comparison
         for task in options.tasks
-        for comparison in comparisons.TASKS[task](spark, df, options.repeats)
+        for comparison in tasks[task](spark, df, options.repeats)
     ]
     if options.fashion_mnist:
         found += compare_fashion_mnist(spark, options.fashion_mnist, options.repeats)

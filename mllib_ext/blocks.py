@@ -22,18 +22,23 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pyspark.sql import DataFrame
 
+from mllib_ext import kept as keeping
 from mllib_ext import partials
 from mllib_ext.blas import one_thread
 from mllib_ext.blockfile import Block, Handle, Layout
 from mllib_ext.columns import Features, data_type, number, quoted
 from mllib_ext.executors import Executors, Shipment
-from mllib_ext.partials import Merge, Partial, Stage
+from mllib_ext.flights import Flights, Simulated, Threaded
+from mllib_ext.kept import Kept, KeptStage
+from mllib_ext.partials import Merge, Partial, Stage, Walk
 from mllib_ext.scan import plain_scan
 
 logger = logging.getLogger(__name__)
@@ -41,6 +46,8 @@ logger = logging.getLogger(__name__)
 # A missing file is looked for twice more (the task may have run on a machine that never had it);
 # data that changes under every rebuild is an error in its source.
 RETRIES = 2
+# Groups of partitions that may be under way at once: what is as many on every cluster.
+GROUPS = 8
 MAX_REBUILDS = 3
 
 
@@ -248,7 +255,8 @@ class Blocks:
         ----------
         stage : callable
             A module-level function (or a ``functools.partial`` of one) that returns a tuple of
-            arrays or numbers, of the same shapes for every block.
+            arrays or numbers, of the same shapes for every block. Within a
+            :class:`~mllib_ext.partials.Walk` one that goes through a partition's blocks itself.
         *parameters
             Arrays and plain values, sent to the executors once.
 
@@ -267,13 +275,89 @@ class Blocks:
         """
         return self._round(stage, merge, parameters)
 
+    def update(
+        self, stage: KeptStage, merge: Merge, kept: Kept | None, *parameters: Any
+    ) -> tuple[tuple[Any, ...], Kept]:
+        """One round in which every partition has a state of its own (:mod:`mllib_ext.kept`).
+
+        Parameters
+        ----------
+        stage : callable
+            ``stage(handle, blocks, state, *parameters) -> (values, state)``, the blocks an iterator
+            over a partition's; the state is None where ``kept`` is.
+        merge : callable
+            As in :meth:`reduce`, for the values of two partitions.
+        kept : Kept or None
+            The states after an earlier round.
+
+        Returns
+        -------
+        values : tuple
+        kept : Kept
+            The states after this round. Those before may be deleted from the next one on.
+
+        Raises
+        ------
+        StateLost
+            A partition's blocks had to be made again elsewhere, without its state.
+        """
+        run, number = (kept.run, kept.number + 1) if kept else (uuid.uuid4().hex[:8], 0)
+        where = None if self.on_driver else (run, number)
+        walk = Walk(partial(keeping.updated, stage, where))
+        address = None if kept is None else kept.address()
+        merge = partial(keeping.join_updates, merge)
+        states, values = self._round(walk, merge, (address, *parameters))
+        keeping.refuse_lost(states)
+        return values, Kept(run, number, states, self.on_driver)
+
+    def recall(self, kept: Kept) -> Kept:
+        """The states themselves, on the driver: they outlive every executor. One round."""
+        if kept.inline:
+            return kept
+        (states,) = self.reduce(Walk(keeping.recalled), keeping.join_states, kept.address())
+        keeping.refuse_lost(states)
+        return replace(kept, states=states, inline=True)
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Partitions with rows, dealt out to up to :data:`GROUPS` groups."""
+        filled = [handle.partition for handle in self.handles if handle.n_rows]
+        return [filled[i::GROUPS] for i in range(min(GROUPS, len(filled)))]
+
+    @contextmanager
+    def flights(self) -> Iterator[Flights]:
+        """Sums over one group of partitions each, several at a time; in a ``with``.
+
+        On the driver they run one by one and arrive in the order they were sent.
+        """
+        groups, reports = self.groups, self._rounds.reports
+
+        def run(group: int, stage: Stage, *parameters: Any) -> tuple[Any, ...]:
+            values = self._round(stage, None, parameters, groups[group])
+            if self._rounds.reports is not reports:  # those of a thread that ends now
+                reports.extend(self.drain())
+            return values
+
+        if self.on_driver:
+            yield Simulated(run, [1.0] * len(groups))
+            return
+        threaded = Threaded(run)
+        try:
+            yield threaded
+        finally:
+            threaded.land()
+
     def collect(self) -> list[Block]:
         """All blocks, in the order of the rows, in the driver's memory."""
         blocks: list[Block] = self.reduce(_whole, _both)[0]
         return blocks
 
     def _round(
-        self, stage: Stage, merge: Merge | None, parameters: tuple[Any, ...]
+        self,
+        stage: Stage,
+        merge: Merge | None,
+        parameters: tuple[Any, ...],
+        only: Sequence[int] | None = None,  # these partitions
     ) -> tuple[Any, ...]:
         if self._closed:
             raise RuntimeError("the blocks are closed: rounds run inside their with statement")
@@ -281,10 +365,10 @@ class Blocks:
             return self._first
         began = time.perf_counter()
         if self._held is not None:
-            parts, bytes_down = self._here(stage, merge, parameters), 0
+            parts, bytes_down = self._here(stage, merge, parameters, only), 0
         else:
             with self._executors.shipped(parameters) as shipment:
-                parts, bytes_down = self._gather(stage, merge, shipment)
+                parts, bytes_down = self._gather(stage, merge, shipment, only)
         result = partials.total([p.values for p in parts], merge)
         self._rounds.reports.append(
             Round(
@@ -307,7 +391,11 @@ class Blocks:
         return result
 
     def _here(
-        self, stage: Stage, merge: Merge | None, parameters: tuple[Any, ...]
+        self,
+        stage: Stage,
+        merge: Merge | None,
+        parameters: tuple[Any, ...],
+        only: Sequence[int] | None,
     ) -> list[Partial]:
         """One partial of every partition from the blocks that the driver holds."""
         assert self._held is not None
@@ -315,13 +403,15 @@ class Blocks:
             return [
                 partials.of_partition(h, self._held.get(h.partition, ()), stage, merge, parameters)
                 for h in self.handles
+                if only is None or h.partition in only
             ]
 
     def _gather(
-        self, stage: Stage, merge: Merge | None, shipment: Shipment
+        self, stage: Stage, merge: Merge | None, shipment: Shipment, only: Sequence[int] | None
     ) -> tuple[list[Partial], int]:
         """One partial of every partition, in partition order, and the bytes sent for them."""
         bytes_down = 0
+        depth = self._depth if only is None else 2
         told = False  # that the rows changed
         for rebuilds in range(MAX_REBUILDS + 1):
             if rebuilds:
@@ -329,22 +419,23 @@ class Blocks:
                     self._rebuild(told)
             found: dict[int, Partial] = {}
             for attempt in range(1 + RETRIES):
-                if self._depth > 2:  # one that is missing leaves the sum of its neighbours short
+                if depth > 2:  # one that is missing leaves the sum of its neighbours short
                     found.clear()
-                missing = [h.partition for h in self.handles if h.partition not in found]
+                wanted = range(len(self.handles)) if only is None else only
+                missing = [partition for partition in wanted if partition not in found]
                 bytes_down += shipment.n_bytes * self._executors.n_tasks(missing)
                 for answer in self._executors.run(
-                    stage, merge, shipment, missing if attempt else None, self._depth
+                    stage, merge, shipment, missing if attempt or only else None, depth
                 ):
                     if answer.found:
                         found[answer.handle.partition] = answer
                 with self._lock:
                     if told := self._other_rows(found.values()):
                         break
-                    if len(found) == len(self.handles):
+                    if len(found) == len(wanted):
                         self._executors.group(self.handles, again=attempt > 0)
-                        return [found[handle.partition] for handle in self.handles], bytes_down
-                logger.info("no block file for %d partitions", len(self.handles) - len(found))
+                        return [found[partition] for partition in wanted], bytes_down
+                logger.info("no block file for %d partitions", len(wanted) - len(found))
         raise RuntimeError(
             f"block files went missing or changed under {MAX_REBUILDS} rebuilds in one round: "
             "is the source of the DataFrame stable, and is the local disk full?"

@@ -108,6 +108,30 @@ class LargestLine(ABC):
         """``l(y, z)``, shape (n,)."""
         return row_sums(self.lines(y, z).max(axis=0))
 
+    def largest(self, u: np.ndarray) -> np.ndarray:
+        """Weights of 1 on a largest line of each row, else 0, of the shape of ``u``."""
+        largest = u.argmax(axis=0)
+        return np.stack([largest == j for j in range(len(u))]).astype(np.float64)
+
+
+@final
+@dataclass(frozen=True)
+class Subgradient(Loss):
+    """A piecewise linear loss whose gradient is that of a largest line: for stochastic descent."""
+
+    loss: LargestLine
+
+    @property
+    def n_outputs(self) -> int:  # type: ignore[override]
+        return self.loss.n_outputs
+
+    def value_and_gradient(self, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        u = self.loss.lines(y, z)
+        return row_sums(u.max(axis=0)), self.loss.slope(y, self.loss.largest(u))
+
+    def curvature(self, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        return np.zeros_like(z)
+
 
 @final
 @dataclass(frozen=True)

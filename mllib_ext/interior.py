@@ -287,8 +287,7 @@ def largest_lines(
     values, offsets, slopes = [], [], []
     for i in range(Z.shape[-1]):
         u = loss.lines(block.y, Z[..., i])
-        largest = u.argmax(axis=0)
-        a = np.stack([largest == j for j in range(len(u))]).astype(np.float64)
+        a = loss.largest(u)
         slopes.append((loss.slope(block.y, a).T * block.w).T)
         value, offset = _value_and_offsets(loss, block, Z[..., i], a)
         values.append(value)

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.param.shared import HasSolver, HasStepSize
 from pyspark.sql import DataFrame
 
 from mllib_ext.base import HasCallbacks, HasFeatures
@@ -24,10 +23,13 @@ from mllib_ext.objective import (
     Sums,
     sampling,
 )
-from mllib_ext.optimizers import gd, lbfgs, newton, owlqn, proximal, tron
+from mllib_ext.optimizers import gd, lbfgs, newton, owlqn, proximal, sgd, tron
 from mllib_ext.optimizers.loop import Result
 from mllib_ext.optimizers.smooth import minimize
 from mllib_ext.penalties import L2, L1Box
+from mllib_ext.stochastic import Stochastic
+from mllib_ext.stochastic_params import SOLVERS as STOCHASTIC
+from mllib_ext.stochastic_params import StochasticEstimator, StochasticParams
 
 MINIMIZERS: dict[str, ModuleType] = {
     "gd": gd,
@@ -35,11 +37,12 @@ MINIMIZERS: dict[str, ModuleType] = {
     "newton": newton,
     "owl-qn": owlqn,
     "tron": tron,
+    **dict.fromkeys(STOCHASTIC, sgd),
 }
 SOLVERS = ("auto", *MINIMIZERS)
 
 
-class LinearParams(HasFeatures, HasSolver):
+class LinearParams(HasFeatures, StochasticParams):
     """The solver, beside the parameters of the pyspark.ml class that a model stands for.
 
     Defaults that pyspark.ml keeps on its Java side are set here.
@@ -66,15 +69,9 @@ class LinearParams(HasFeatures, HasSolver):
         )
 
 
-class RegressionParams(LinearParams, HasStepSize):
+class RegressionParams(LinearParams):
     """What linear and logistic regression have besides: an elastic net, and gradient descent."""
 
-    stepSize: Param[float] = Param(
-        Params._dummy(),
-        "stepSize",
-        "the step of solver gd (> 0), in standardised coordinates; see lineSearch",
-        typeConverter=TypeConverters.toFloat,
-    )
     lineSearch: Param[str] = Param(
         Params._dummy(),
         "lineSearch",
@@ -84,14 +81,14 @@ class RegressionParams(LinearParams, HasStepSize):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._setDefault(elasticNetParam=0.0, stepSize=1.0, lineSearch="barzilai-borwein")
+        self._setDefault(elasticNetParam=0.0, lineSearch="barzilai-borwein")
 
     def getLineSearch(self) -> str:
         """How solver gd finds its step."""
         return self.getOrDefault(self.lineSearch)
 
 
-class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
+class LinearEstimator(FitsOverBlocks, LinearParams, StochasticEstimator, HasCallbacks):
     """Setters of a linear model's estimator."""
 
     # Spark's estimators have one of their own, nearer in the method resolution order.
@@ -144,6 +141,7 @@ class LinearEstimator(FitsOverBlocks, LinearParams, HasCallbacks):
             found = self.getOrDefault(name)
             if not (found >= 0 and np.isfinite(found)):
                 raise ValueError(f"param {name}: expected a number of 0 or more, found {found!r}")
+        self._refuse_stochastic()
 
 
 class RegressionEstimator(LinearEstimator, RegressionParams):
@@ -152,10 +150,6 @@ class RegressionEstimator(LinearEstimator, RegressionParams):
     def setElasticNetParam(self, value: float) -> Self:
         """Set the L1 share of the penalty."""
         return self._set(elasticNetParam=value)
-
-    def setStepSize(self, value: float) -> Self:
-        """Set the step of solver gd."""
-        return self._set(stepSize=value)
 
     def setLineSearch(self, value: str) -> Self:
         """Set how solver gd finds its step."""
@@ -168,9 +162,6 @@ class RegressionEstimator(LinearEstimator, RegressionParams):
                 f"param lineSearch: expected one of {gd.LINE_SEARCHES}, "
                 f"found {self.getLineSearch()!r}"
             )
-        found = self.getStepSize()
-        if not (found > 0 and np.isfinite(found)):
-            raise ValueError(f"param stepSize: expected a number above 0, found {found!r}")
         alpha = self.getElasticNetParam()
         if not 0 <= alpha <= 1:
             raise ValueError(f"param elasticNetParam: expected a number in [0, 1], found {alpha!r}")
@@ -182,7 +173,7 @@ class RegressionEstimator(LinearEstimator, RegressionParams):
 
     def _refuse_smooth_solver(self, reason: str) -> None:
         """ValueError for a solver that needs a gradient everywhere."""
-        if self.getSolver() in ("newton", "tron", "gd"):
+        if self.getSolver() in ("newton", "tron", "gd", *STOCHASTIC):
             raise ValueError(
                 f"param solver: expected auto, l-bfgs or owl-qn with {reason}, "
                 f"found {self.getSolver()!r}"
@@ -224,6 +215,7 @@ def minimize_linear(
     v: np.ndarray,
     solver: str,
     drain: Callable[[], tuple[Any, ...]] = tuple,
+    n_outputs: int = 1,
 ) -> Result[Any]:
     """Minimise an objective by an estimator's params.
 
@@ -238,6 +230,8 @@ def minimize_linear(
         One of :data:`MINIMIZERS`. With an L1 penalty or bounds ``l-bfgs`` is the proximal one.
     drain : callable
         As in :func:`~mllib_ext.optimizers.loop.iterate`.
+    n_outputs : int
+        Into how many predictors' parameters ``v`` falls.
     """
     method: Any = MINIMIZERS[solver]
     if method is lbfgs and objective(estimator.getRegParam()).nonsmooth is not None:
@@ -250,6 +244,8 @@ def minimize_linear(
     if method is gd:
         settings["step_size"] = estimator.getStepSize()
         settings["line_search"] = estimator.getLineSearch()
+    if method is sgd:
+        settings |= estimator._stochastic_settings(len(v) // n_outputs)
     return minimize(
         method, objective, v, method.SETTINGS(**settings), estimator.getCallbacks(), drain
     )
@@ -332,7 +328,10 @@ def fit_linear(
     v = coordinates.zeros()
     if coordinates.fit_intercept:
         v[len(v) - loss.n_outputs :] = start
-    result = minimize_linear(estimator, objective.regularized, v, solver, blocks.drain)
+    by_strength: Callable[[float], Any] = objective.regularized
+    if solver in STOCHASTIC:
+        by_strength = Stochastic.of(objective).regularized
+    result = minimize_linear(estimator, by_strength, v, solver, blocks.drain, loss.n_outputs)
     coef, intercept = coordinates.to_data(result.state.v)
     return coef, np.asarray(intercept, dtype=np.float64), result
 

@@ -9,9 +9,10 @@ import numpy as np
 from pyspark.ml.param import Param, Params, TypeConverters
 
 from mllib_ext.blocks import Blocks
-from mllib_ext.hinges import LargestLine
+from mllib_ext.hinges import LargestLine, Subgradient
 from mllib_ext.interior import Risk
 from mllib_ext.linear import (
+    STOCHASTIC,
     LinearEstimator,
     LinearParams,
     about_their_mean,
@@ -26,10 +27,10 @@ from mllib_ext.optimizers import bundle, interior_point
 from mllib_ext.optimizers.loop import Result
 from mllib_ext.optimizers.smooth import minimize
 
-# Solvers of the losses with a gradient, and of those without one.
+# Solvers of the losses with a gradient, and of those without one; stochastic ones take both.
 SQUARED = ("newton", "l-bfgs", "tron")
 PIECEWISE = {"interior-point": interior_point, "bundle": bundle}
-SOLVERS = ("auto", *PIECEWISE, *SQUARED)
+SOLVERS = ("auto", *PIECEWISE, *SQUARED, *STOCHASTIC)
 
 
 class SVMParams(LinearParams):
@@ -83,7 +84,7 @@ class SVMEstimator(LinearEstimator, SVMParams):
             raise ValueError(
                 f"param loss: expected one of {self._losses}, found {self.getLoss()!r}"
             )
-        able = ("auto", *(SQUARED if self._squared else PIECEWISE))
+        able = ("auto", *(SQUARED if self._squared else PIECEWISE), *STOCHASTIC)
         if self.getSolver() not in able:
             raise ValueError(
                 f"param solver: expected one of {able} with loss {self.getLoss()}, "
@@ -99,6 +100,8 @@ class SVMEstimator(LinearEstimator, SVMParams):
     ) -> tuple[np.ndarray, np.ndarray, Result[Any]]:
         """Coefficients (d,) or (d, k), intercepts () or (k,), and how they were found."""
         n_parameters = len(coordinates.zeros())
+        if isinstance(loss, Piecewise) and self.getSolver() in STOCHASTIC:
+            loss = Subgradient(loss.loss)
         if isinstance(loss, Loss):
             return fit_linear(
                 self, blocks, loss, coordinates, start, self._smooth_solver(blocks, n_parameters)

@@ -21,6 +21,27 @@ Stage = Callable[..., tuple[Any, ...]]
 Merge = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
 
 
+class StateLost(RuntimeError):
+    """A partition's state went with its executor: go back to where all of it is known."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A stage that goes through all blocks of a partition itself, with what it carries along.
+
+    Attributes
+    ----------
+    stage : callable
+        ``stage(handle, blocks, *parameters) -> tuple``, the blocks an iterator in their order.
+        A partition without rows is left out.
+    """
+
+    stage: Stage
+
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        return self.stage(*arguments)
+
+
 @dataclass(frozen=True)
 class Partial:
     """What one partition gave in a round.
@@ -52,8 +73,12 @@ def of_partition(
     began = time.perf_counter()
     values: tuple[Any, ...] | None = None
     try:
-        for block in blocks:
-            values = joined(values, stage(block, *parameters), merge)
+        if isinstance(stage, Walk):
+            if handle.n_rows:
+                values = joined(None, stage(handle, blocks, *parameters), merge)
+        else:
+            for block in blocks:
+                values = joined(values, stage(block, *parameters), merge)
     except FileNotFoundError:
         return Partial(handle, False, None, 0.0)
     return Partial(handle, True, values, time.perf_counter() - began)
@@ -101,9 +126,13 @@ def _added(into: Any, value: Any) -> Any:
 
 
 def nbytes(value: Any) -> int:
-    """Bytes of a partial's arrays; 8 for a number."""
+    """Bytes of a partial's arrays and messages; 8 for a number."""
     if value is None:
         return 0
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return nbytes(tuple(value.values()))
     if isinstance(value, tuple | list):
         return sum(map(nbytes, value))
     return int(getattr(value, "nbytes", 8))

@@ -7,7 +7,8 @@ of this package and is imported when the first picture is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +29,22 @@ NUMBERED_CLASSES = 30
 MAX_CLASSES = 500
 
 
+# What an iteration adds to, by the name of the axis.
+COSTS: dict[str, Callable[[Record], float]] = {
+    "iteration": lambda record: 1 if record.iteration else 0,
+    "rounds": lambda record: len(record.rounds),
+    "seconds": lambda record: record.seconds,
+    "bytes": lambda record: sum(r.bytes_up + r.bytes_down for r in record.rounds),
+}
+
+
 def loss_curve(
-    history: Sequence[Record], *, label: str | None = None, ax: Axes | None = None
+    history: Sequence[Record],
+    *,
+    label: str | None = None,
+    ax: Axes | None = None,
+    against: str = "iteration",
+    optimum: float | None = None,
 ) -> Axes:
     """Draw the objective after each iteration, and where a callback changed the run.
 
@@ -40,6 +55,10 @@ def loss_curve(
     label : str, optional
         The curve's name in a legend, to tell several on the same Axes apart.
     ax : matplotlib Axes, optional
+    against : {"iteration", "rounds", "seconds", "bytes"}
+        What the horizontal axis counts: bytes are those that went up and down.
+    optimum : float, optional
+        Draw how far the objective is above it, in units of it and by powers of 10.
 
     Returns
     -------
@@ -48,7 +67,7 @@ def loss_curve(
     Raises
     ------
     ValueError
-        The history is empty: that of a loaded model, or of a closed form.
+        The history is empty: that of a loaded model, or of a closed form. Another ``against``.
     ImportError
         Matplotlib is not installed.
     """
@@ -57,21 +76,23 @@ def loss_curve(
             "history: expected the records of a fit, found none: "
             "a loaded model has none, nor has a closed-form solution"
         )
+    if against not in COSTS:
+        raise ValueError(f"against: expected one of {sorted(COSTS)}, found {against!r}")
     ax = _axes(ax)
-    (line,) = ax.plot(
-        [record.iteration for record in history],
-        [record.loss for record in history],
-        marker=".",
-        label=label,
-    )
-    for record in history:
+    spent = list(accumulate(map(COSTS[against], history)))
+    losses = np.array([record.loss for record in history])
+    if optimum is not None:
+        losses = (losses - optimum) / abs(optimum)
+        ax.set_yscale("log")
+    (line,) = ax.plot(spent, losses, marker=".", label=label)
+    for at, record in zip(spent, history, strict=True):
         # A checkpoint leaves the run as it is, and may be asked for after every iteration.
         actions = [action for action in record.actions if not action.startswith("checkpoint ")]
         if actions:
-            ax.axvline(record.iteration, color=line.get_color(), linestyle=":", linewidth=1.0)
+            ax.axvline(at, color=line.get_color(), linestyle=":", linewidth=1.0)
             ax.annotate(
                 ", ".join(actions),
-                (record.iteration, 0.97),
+                (at, 0.97),
                 xycoords=ax.get_xaxis_transform(),  # y in shares of the Axes' height
                 xytext=(-2, 0),
                 textcoords="offset points",
@@ -82,8 +103,9 @@ def loss_curve(
                 verticalalignment="top",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
             )
-    ax.locator_params(axis="x", integer=True)
-    ax.set(xlabel="iteration", ylabel="objective")
+    if against in ("iteration", "rounds"):
+        ax.locator_params(axis="x", integer=True)
+    ax.set(xlabel=against, ylabel="objective" if optimum is None else "relative gap")
     if label is not None:
         ax.legend()
     return ax

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, reduce
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 
-from mllib_ext.blockfile import Block
+from mllib_ext.blockfile import Block, Handle
+from mllib_ext.flights import Simulated
+from mllib_ext.kept import Kept, join_updates, updated
+from mllib_ext.partials import Walk
 
 
 def block(X: Any, y: Any = None, w: Any = None) -> Block:
@@ -32,6 +36,7 @@ class Arrays:
     """
 
     on_driver = False  # the costs of a cluster are what minimizers are made for
+    durations: list[float] | None = None  # of flights, by partition; all equal unless set
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         self.blocks = list(blocks)
@@ -64,13 +69,58 @@ class Arrays:
         """Add up ``stage(block, *parameters)`` over the blocks."""
         return self.reduce(stage, _add, *parameters)
 
+    def update(
+        self, stage: Any, merge: Any, kept: Kept | None, *parameters: Any
+    ) -> tuple[Any, Kept]:
+        """As ``Blocks.update``, the states inline."""
+        address = None if kept is None else kept.address()
+        walk = Walk(partial(updated, stage, None))
+        states, values = self.reduce(walk, partial(join_updates, merge), address, *parameters)
+        return values, Kept("", 0, states, True)
+
+    @property
+    def handles(self) -> list[Handle]:
+        return [handle_of([b for b in self.blocks if b.partition == p]) for (p,) in self.groups]
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Each partition by itself."""
+        return [[partition] for partition in sorted({b.partition for b in self.blocks})]
+
+    @contextmanager
+    def flights(self) -> Iterator[Simulated]:
+        """Sums over one partition each."""
+
+        def run(group: int, stage: Any, *parameters: Any) -> tuple[Any, ...]:
+            (partition,) = self.groups[group]
+            part = Arrays(b for b in self.blocks if b.partition == partition)
+            return part.sum(stage, *parameters)
+
+        yield Simulated(run, self.durations or [1.0] * len(self.groups))
+
+    def recall(self, kept: Kept) -> Kept:
+        """The states, which are here."""
+        return kept
+
     def reduce(
         self, stage: Callable[..., tuple[Any, ...]], merge: Callable[..., Any], *parameters: Any
     ) -> tuple[Any, ...]:
         """Join ``stage(block, *parameters)`` over the blocks from left to right."""
-        function = stage.func if isinstance(stage, partial) else stage
+        inner = stage.stage if isinstance(stage, Walk) else stage
+        function: Any = inner.func if isinstance(inner, partial) else inner
         self.rounds[function.__name__] += 1
+        if isinstance(stage, Walk):
+            parts = [list(part) for _, part in groupby(self.blocks, lambda b: b.partition)]
+            shares = [stage(handle_of(part), iter(part), *parameters) for part in parts]
+            return reduce(merge, shares)
         return reduce(merge, [stage(b, *parameters) for b in self.blocks])
+
+
+def handle_of(blocks: list[Block], path: str = "") -> Handle:
+    """What is known of a partition of these blocks."""
+    n = sum(b.n for b in blocks)
+    d, w = blocks[0].X.shape[1], sum(float(b.w.sum()) for b in blocks)
+    return Handle(blocks[0].partition, "", path, n, d, w, 0, 0.0, 0, 0, False, "")
 
 
 def _add(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:

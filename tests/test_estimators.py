@@ -94,7 +94,24 @@ class Entry:
 
 SUPERVISED = {"weightCol": "w", "featuresCols": ["a", "b"]}
 TIGHT = {"tol": 1e-12, "maxIter": 300}
-DESCENT = {"stepSize": 1.0, "lineSearch": "barzilai-borwein"}
+STOCHASTIC = {
+    "stepSize": 1.0,
+    "momentum": 0.0,
+    "nesterov": False,
+    "miniBatchFraction": 0.1,
+    "schedule": "cosine",
+    "decay": 1e-4,
+    "warmUp": 0.0,
+    "updates": "synchronous",
+    "localSteps": 0,
+    "outerMomentum": 0.0,
+    "maxStaleness": 1,
+    "compression": "none",
+    "compressionShare": 0.01,
+    "compressionRank": 2,
+    "seed": 0,
+}
+DESCENT = {**STOCHASTIC, "lineSearch": "barzilai-borwein"}
 
 CENTERS = Matrices.dense(2, 2, [0.0, 1.0, 2.0, 3.0])
 CLUSTERING: dict[str, Any] = {
@@ -185,7 +202,7 @@ ENTRIES = {
         values=SUPERVISED,
         state=("coefficientMatrix", "interceptVector", "numClasses"),
         twin=mllib_classification.LinearSVC,
-        more={"loss": "hinge", "solver": "auto", "multiClass": "ovr"},
+        more={"loss": "hinge", "solver": "auto", "multiClass": "ovr", **STOCHASTIC},
         evaluator=lambda: MulticlassClassificationEvaluator(labelCol="two", metricName="accuracy"),  # type: ignore[arg-type]
         same_optimum=False,
     ),

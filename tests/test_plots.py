@@ -14,6 +14,7 @@ import pytest
 from sklearn import metrics
 
 from mllib_ext import plots
+from mllib_ext.blocks import Round
 from mllib_ext.classification import LogisticRegressionModel
 from mllib_ext.ivf import Recall
 from mllib_ext.optimizers.loop import Change, Checkpoint, Record, Settings, State, Stop, iterate
@@ -57,6 +58,25 @@ def test_a_loss_curve_has_the_losses_of_the_history_and_what_callbacks_changed()
         (5, "stop: enough"),
     ]
     assert ax.get_legend() is None
+
+
+def test_a_loss_curve_counts_what_was_spent_and_how_far_the_optimum_is():
+    round_ = Round(0.1, 30, 12, ())
+    history = [
+        replace(record, seconds=0.5, rounds=(round_,) * (1 + record.iteration))
+        for record in halving({5: Stop()})[:4]
+    ]
+    for against, expected in (
+        ("rounds", [1, 3, 6, 10]),
+        ("seconds", [0.5, 1.0, 1.5, 2.0]),
+        ("bytes", [42, 126, 252, 420]),
+    ):
+        ax: Any = plots.loss_curve(history, against=against, optimum=0.5)
+        assert ax.lines[0].get_xdata() == pytest.approx(expected)
+        assert ax.lines[0].get_ydata() == pytest.approx([15, 7, 3, 1])
+        assert (ax.get_xlabel(), ax.get_yscale()) == (against, "log")
+    with pytest.raises(ValueError, match=r"against: expected one of .*, found 'time'"):
+        plots.loss_curve(history, against="time")
 
 
 def test_several_loss_curves_share_axes_and_are_told_apart():

@@ -107,7 +107,7 @@ class LinearSVCModel(  # type: ignore[misc]
 
     @property
     def gap(self) -> float:
-        """The objective is proved to be at most so much above its minimum; NaN if squared."""
+        """The objective is proved to be at most so much above its minimum; NaN if nothing is."""
         return float(self._gap)
 
     @property
@@ -197,13 +197,22 @@ class LinearSVC(
     featuresCol : str or list of str
         A vector column, an array column, or a list of numeric columns.
     loss : {"hinge", "squared_hinge"}
-    solver : {"auto", "interior-point", "bundle", "newton", "l-bfgs", "tron"}
+    solver : {"auto", "interior-point", "bundle", "newton", "l-bfgs", "tron", "sgd", "adam"}
         For ``hinge`` the first two, whose models have a certificate (``gap``, relative to the
         objective at most ``tol``): ``auto`` takes the interior point up to 1,024 parameters. For
-        ``squared_hinge`` the others: ``auto`` takes ``tron`` beyond 1,024 parameters.
+        ``squared_hinge`` the others: ``auto`` takes ``tron`` beyond 1,024 parameters. ``sgd`` and
+        ``adam`` take both losses, of a hinge a subgradient, and have no certificate.
     multiClass : {"ovr", "crammer_singer"}
         More than two classes: each against the rest, all in the same rounds, or the loss of
         Crammer & Singer (2001), with ``hinge`` alone.
+    stepSize, momentum, nesterov, miniBatchFraction, schedule, decay, warmUp
+        Steps of the solvers ``sgd`` and ``adam``, for which ``maxIter`` counts passes. Unless
+        ``stepSize`` is set, ``sgd`` begins with one over the number of parameters of an output,
+        ``adam`` with 0.01.
+    updates, localSteps, outerMomentum, maxStaleness, seed
+        How these steps are shared among the partitions: :mod:`mllib_ext.optimizers.sgd`.
+    compression, compressionShare, compressionRank
+        How what is sent is made small: :mod:`mllib_ext.compression`.
 
     Raises
     ------
@@ -248,6 +257,21 @@ class LinearSVC(
         loss: str = "hinge",
         solver: str = "auto",
         multiClass: str = "ovr",
+        stepSize: float = 1.0,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        miniBatchFraction: float = 0.1,
+        schedule: str = "cosine",
+        decay: float = 1e-4,
+        warmUp: float = 0.0,
+        updates: str = "synchronous",
+        localSteps: int = 0,
+        outerMomentum: float = 0.0,
+        maxStaleness: int = 1,
+        compression: str = "none",
+        compressionShare: float = 0.01,
+        compressionRank: int = 2,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -191,15 +191,21 @@ class LogisticRegression(
     ----------
     featuresCol : str or list of str
         A vector column, an array column, or a list of numeric columns.
-    solver : {"auto", "newton", "l-bfgs", "tron", "owl-qn", "gd"}
+    solver : {"auto", "newton", "l-bfgs", "tron", "owl-qn", "gd", "sgd", "adam"}
         ``auto`` takes ``newton`` for few parameters and rows, else ``l-bfgs``, and ``owl-qn`` for
         an L1 penalty on very many parameters (:func:`mllib_ext.linear.auto_solver`). With an L1
         penalty or bounds ``l-bfgs`` is the proximal quasi-Newton method
         (:mod:`mllib_ext.optimizers.proximal`).
-    stepSize : float
-        The step of ``gd``; see :mod:`mllib_ext.optimizers.gd`.
     lineSearch : {"barzilai-borwein", "armijo", "nesterov", "none"}
-        How ``gd`` finds its step.
+        How ``gd`` finds its step from ``stepSize``; see :mod:`mllib_ext.optimizers.gd`.
+    stepSize, momentum, nesterov, miniBatchFraction, schedule, decay, warmUp
+        Steps of the solvers ``sgd`` and ``adam``, for which ``maxIter`` counts passes. Unless
+        ``stepSize`` is set, ``sgd`` begins with one over the number of parameters of an output,
+        ``adam`` with 0.01.
+    updates, localSteps, outerMomentum, maxStaleness, seed
+        How these steps are shared among the partitions: :mod:`mllib_ext.optimizers.sgd`.
+    compression, compressionShare, compressionRank
+        How what is sent is made small: :mod:`mllib_ext.compression`.
 
     Raises
     ------
@@ -243,8 +249,22 @@ class LogisticRegression(
         maxBlockSizeInMB: float = 0.0,
         featuresCols: list[str] | None = None,
         solver: str = "auto",
-        stepSize: float = 1.0,
         lineSearch: str = "barzilai-borwein",
+        stepSize: float = 1.0,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        miniBatchFraction: float = 0.1,
+        schedule: str = "cosine",
+        decay: float = 1e-4,
+        warmUp: float = 0.0,
+        updates: str = "synchronous",
+        localSteps: int = 0,
+        outerMomentum: float = 0.0,
+        maxStaleness: int = 1,
+        compression: str = "none",
+        compressionShare: float = 0.01,
+        compressionRank: int = 2,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

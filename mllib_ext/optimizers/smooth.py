@@ -58,7 +58,8 @@ def minimize(
     method : module
         :mod:`~mllib_ext.optimizers.gd`, :mod:`~mllib_ext.optimizers.lbfgs` or
         :mod:`~mllib_ext.optimizers.newton`: ``start(objective, v, settings) -> state`` and
-        ``step(objective, state, settings) -> state``. Its ``STOPPING`` has rules of its own.
+        ``step(objective, state, settings) -> state``. Its ``STOPPING`` has rules of its own, its
+        ``again(objective, state, settings)`` goes on under another objective in place of a start.
     objective : callable
         ``objective(reg_param)``: a run may change the strength of the penalty.
     v : ndarray
@@ -75,7 +76,8 @@ def minimize(
     def changed(state: Any, old: SmoothSettings, new: SmoothSettings) -> Any:
         if old.reg_param == new.reg_param:
             return state
-        return method.start(objective(new.reg_param), state.v, new)
+        again = getattr(method, "again", lambda f, state, now: method.start(f, state.v, now))
+        return again(objective(new.reg_param), state, new)
 
     with one_thread():
         state = method.start(objective(settings.reg_param), v, settings)

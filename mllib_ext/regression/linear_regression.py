@@ -115,15 +115,21 @@ class LinearRegression(
     ----------
     featuresCol : str or list of str
         A vector column, an array column, or a list of numeric columns.
-    solver : {"auto", "normal", "l-bfgs", "owl-qn", "newton", "tron", "gd"}
+    solver : {"auto", "normal", "l-bfgs", "owl-qn", "newton", "tron", "gd", "sgd", "adam"}
         ``normal`` needs one round: the rest, an L1 penalty included, is done on second moments.
         ``auto`` takes it up to 1,024 features, else ``l-bfgs``, which is the proximal
         quasi-Newton method where there is an L1 penalty (:mod:`mllib_ext.optimizers.proximal`);
         beyond 32,767 features with an L1 penalty it takes ``owl-qn``.
-    stepSize : float
-        The step of ``gd``; see :mod:`mllib_ext.optimizers.gd`.
     lineSearch : {"barzilai-borwein", "armijo", "nesterov", "none"}
-        How ``gd`` finds its step.
+        How ``gd`` finds its step from ``stepSize``; see :mod:`mllib_ext.optimizers.gd`.
+    stepSize, momentum, nesterov, miniBatchFraction, schedule, decay, warmUp
+        Steps of the solvers ``sgd`` and ``adam``, for which ``maxIter`` counts passes. Unless
+        ``stepSize`` is set, ``sgd`` begins with one over the number of parameters of an output,
+        ``adam`` with 0.01.
+    updates, localSteps, outerMomentum, maxStaleness, seed
+        How these steps are shared among the partitions: :mod:`mllib_ext.optimizers.sgd`.
+    compression, compressionShare, compressionRank
+        How what is sent is made small: :mod:`mllib_ext.compression`.
 
     Raises
     ------
@@ -165,8 +171,22 @@ class LinearRegression(
         epsilon: float = 1.35,
         maxBlockSizeInMB: float = 0.0,
         featuresCols: list[str] | None = None,
-        stepSize: float = 1.0,
         lineSearch: str = "barzilai-borwein",
+        stepSize: float = 1.0,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        miniBatchFraction: float = 0.1,
+        schedule: str = "cosine",
+        decay: float = 1e-4,
+        warmUp: float = 0.0,
+        updates: str = "synchronous",
+        localSteps: int = 0,
+        outerMomentum: float = 0.0,
+        maxStaleness: int = 1,
+        compression: str = "none",
+        compressionShare: float = 0.01,
+        compressionRank: int = 2,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -91,7 +91,7 @@ class LinearSVRModel(LinearPredictor, LinearSVRParams):  # type: ignore[misc]
 
     @property
     def gap(self) -> float:
-        """The objective is proved to be at most so much above its minimum; NaN if squared."""
+        """The objective is proved to be at most so much above its minimum; NaN if nothing is."""
         return float(self._gap)
 
 
@@ -107,11 +107,19 @@ class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesP
         Residuals up to this size cost nothing, 0 or more, in units of the label.
     regParam : float
         The strength of the penalty, 0 or more.
-    solver : {"auto", "interior-point", "bundle", "newton", "l-bfgs", "tron"}
+    solver : {"auto", "interior-point", "bundle", "newton", "l-bfgs", "tron", "sgd", "adam"}
         As in :class:`mllib_ext.classification.LinearSVC`: the first two for
-        ``epsilon_insensitive``, the others for its square.
+        ``epsilon_insensitive``, the others for its square, the last two for both.
     standardization : bool
         Whether the penalty is on the coefficients of standardised features.
+    stepSize, momentum, nesterov, miniBatchFraction, schedule, decay, warmUp
+        Steps of the solvers ``sgd`` and ``adam``, for which ``maxIter`` counts passes. Unless
+        ``stepSize`` is set, ``sgd`` begins with one over the number of parameters of an output,
+        ``adam`` with 0.01.
+    updates, localSteps, outerMomentum, maxStaleness, seed
+        How these steps are shared among the partitions: :mod:`mllib_ext.optimizers.sgd`.
+    compression, compressionShare, compressionRank
+        How what is sent is made small: :mod:`mllib_ext.compression`.
 
     Raises
     ------
@@ -148,6 +156,21 @@ class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesP
         loss: str = "epsilon_insensitive",
         epsilon: float = 0.0,
         solver: str = "auto",
+        stepSize: float = 1.0,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        miniBatchFraction: float = 0.1,
+        schedule: str = "cosine",
+        decay: float = 1e-4,
+        warmUp: float = 0.0,
+        updates: str = "synchronous",
+        localSteps: int = 0,
+        outerMomentum: float = 0.0,
+        maxStaleness: int = 1,
+        compression: str = "none",
+        compressionShare: float = 0.01,
+        compressionRank: int = 2,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -1,0 +1,320 @@
+r"""Stochastic gradients over blocks: what partitions do with samples of their rows.
+
+.. math::
+
+    F(v) = \frac1W \sum_i w_i \, \ell_i(v) + \frac12 \sum_j r_j v_j^2, \qquad W = \sum_i w_i
+
+A model is a pure function ``model(block, v) -> (loss, gradient)``: sums over the block's rows at
+flat parameters v, and of the shape of v. Linear predictors are one (:class:`Linear`), networks are
+others; nothing here knows more of them.
+
+Every estimate divides by the weight that was drawn, so that a partition counts by its rows.
+
+Where something is remembered by the partitions (a rule's moments, what a codec left out), they also
+remember the parameters, and a round sends only what is new of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mllib_ext.blockfile import Block, Handle
+from mllib_ext.compression import Link, Memory, Wire
+from mllib_ext.flights import Flights
+from mllib_ext.losses import Loss
+from mllib_ext.objective import Coordinates, Objective, Shifted, value_and_gradient
+from mllib_ext.partials import Walk
+from mllib_ext.sampling import Draw, Steps, batches, taken
+from mllib_ext.scattered import dense
+
+Model = Callable[[Block, np.ndarray], tuple[float, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The loss of a linear predictor by flat standardised parameters, as a model.
+
+    Attributes
+    ----------
+    loss : Loss
+    coordinates : Coordinates
+        Of rows about ``origin``.
+    origin : ndarray, shape (d,), optional
+        Where dense rows are seen from.
+    """
+
+    loss: Loss
+    coordinates: Coordinates
+    origin: np.ndarray | None = None
+
+    def __call__(self, block: Block, v: np.ndarray) -> tuple[float, np.ndarray]:
+        if self.origin is not None:
+            block = replace(block, X=block.X - self.origin)
+        here = self.coordinates.to_data(v)
+        value, by_coef, by_intercept = value_and_gradient(self.loss, block, *here)
+        return value, self.coordinates.pull_back(dense(by_coef), by_intercept)
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """A penalised mean loss, whole and by samples.
+
+    Attributes
+    ----------
+    blocks : Blocks
+        Or what runs the same rounds.
+    model : callable
+        ``model(block, v) -> (loss, gradient)``, sums over the block's rows.
+    ridge : ndarray, shape (size,)
+        :math:`r_j`, for a strength of 1.
+    strength : float
+    matrices : tuple of (int, int, int)
+        Which parameters are matrices: where one begins, its rows and columns.
+    """
+
+    blocks: Any
+    model: Model
+    ridge: np.ndarray
+    strength: float = 0.0
+    matrices: tuple[tuple[int, int, int], ...] = ()
+
+    @classmethod
+    def of(cls, objective: Objective) -> Stochastic:
+        """The objective of a linear predictor."""
+        blocks, origin = objective.blocks, None
+        if isinstance(objective.blocks, Shifted):
+            blocks, origin = objective.blocks.blocks, objective.blocks.origin
+        seen, penalty = objective.coordinates, objective.penalty
+        d, k = len(penalty.scale), seen.n_outputs
+        ridge = np.zeros_like(seen.zeros())
+        ridge[: d * k] = np.repeat(penalty.scale, k)
+        model = Linear(objective.loss, seen, origin)
+        return cls(blocks, model, ridge, penalty.strength, ((0, d, k),))
+
+    def regularized(self, strength: float) -> Stochastic:
+        """With another strength of the penalty."""
+        return replace(self, strength=strength)
+
+    def value(self, v: np.ndarray) -> float:
+        """``F(v)`` over all rows: one round."""
+        (total,) = self.blocks.sum(partial(value, self.model), v)
+        penalty = 0.5 * self.strength * float(self.ridge @ (v * v))
+        return float(total) / self.blocks.weight_sum + penalty
+
+    def pull(self, v: np.ndarray) -> np.ndarray:
+        """The gradient of the penalty."""
+        pull: np.ndarray = self.strength * (self.ridge * v)
+        return pull
+
+    def gradient(
+        self, v: np.ndarray, draw: Draw, wire: Wire | None = None, link: Link | None = None
+    ) -> tuple[np.ndarray | None, Link | None]:
+        """That of the mean loss over the rows drawn; None if no weight was. One round.
+
+        With a wire at the parameters that the partitions have, which the link then knows.
+        """
+        if wire is None:
+            slope, weight = self.blocks.sum(partial(sampled_gradient, self.model), v, draw.packed)
+            return slope / weight if weight > 0 else None, link
+        return self._exchanged(v, draw, wire, link, partial(gradient_sent, self.model))
+
+    def moves(
+        self,
+        v: np.ndarray,
+        draw: Draw,
+        steps: Steps,
+        wire: Wire | None = None,
+        link: Link | None = None,
+    ) -> tuple[np.ndarray | None, Link | None]:
+        """How far the partitions go by steps of their own, a mean by weight. One round."""
+        how = self.model, steps, self.strength * self.ridge
+        if wire is None:
+            walk = Walk(partial(moved, *how))
+            total, weight = self.blocks.sum(walk, v, draw.packed)
+            return total / weight if weight > 0 else None, link
+        return self._exchanged(v, draw, wire, link, partial(moves_sent, *how))
+
+    @contextmanager
+    def flights(self) -> Iterator[GradientFlights]:
+        """Gradients of groups of partitions, several under way at once; in a ``with``."""
+        weights = {handle.partition: handle.weight_sum for handle in self.blocks.handles}
+        shares = [sum(weights[p] for p in group) for group in self.blocks.groups]
+        with self.blocks.flights() as flights:
+            yield GradientFlights(
+                flights, partial(sampled_gradient, self.model),
+                [share / self.blocks.weight_sum for share in shares],
+            )  # fmt: skip
+
+    def recalled(self, link: Link | None) -> Link | None:
+        """The link with all states on the driver. One round."""
+        if link is None or link.kept is None:
+            return link
+        return replace(link, kept=self.blocks.recall(link.kept))
+
+    def _exchanged(
+        self, v: np.ndarray, draw: Draw, wire: Wire, link: Link | None, stage: Any
+    ) -> tuple[np.ndarray | None, Link]:
+        """The mean of what partitions send for the parameters that they have after this round."""
+        link = link or Link(memory=wire.down.start(len(v)))
+        if link.kept is None:
+            message, memory, there = v.tobytes(), link.memory, v
+        else:
+            rng = np.random.default_rng([draw.seed, draw.epoch, draw.index])
+            message, memory = wire.down.encode(v - link.there, link.memory, rng)
+            there = link.there + wire.down.decode(message, len(v))
+        (messages, weight), kept = self.blocks.update(
+            partial(answered, stage, wire), both, link.kept, message, draw.packed
+        )
+        link = Link(kept, there, memory)
+        if weight == 0:
+            return None, link
+        total = np.zeros_like(v)
+        for sent in messages:
+            total += wire.up.decode(sent, len(v))
+        return total / weight, link
+
+
+@dataclass(frozen=True)
+class GradientFlights:
+    """Mean gradients over what groups of partitions draw.
+
+    Attributes
+    ----------
+    flights : Flights
+    stage : callable
+    shares : list of float
+        Of all weight, by group.
+    """
+
+    flights: Flights
+    stage: Any
+    shares: list[float]
+
+    def send(self, group: int, v: np.ndarray, draw: Draw) -> None:
+        """Start on the gradient of a group at ``v``."""
+        self.flights.send(group, self.stage, v, draw.packed)
+
+    def receive(self) -> tuple[int, np.ndarray | None]:
+        """The next group to arrive and its gradient; None if it drew no weight."""
+        group, (slope, weight) = self.flights.receive()
+        return group, slope / weight if weight > 0 else None
+
+
+# --- stages --------------------------------------------------------------------------------------
+
+
+def value(model: Model, block: Block, v: np.ndarray) -> tuple[Any]:
+    """The block's summed loss."""
+    return (model(block, v)[0],)
+
+
+def sampled_gradient(
+    model: Model, block: Block, v: np.ndarray, draw: tuple[int, ...]
+) -> tuple[np.ndarray, float]:
+    """Summed gradient (size,) and weight of the rows that a block draws."""
+    share = Draw(*draw)
+    sample = block if share.count == 1 else taken(block, share.rows(block))
+    if not sample.n:
+        return np.zeros_like(v), 0.0
+    return model(sample, v)[1], float(sample.w.sum())
+
+
+def walked(
+    model: Model,
+    steps: Steps,
+    ridge: np.ndarray,
+    n_rows: int,
+    blocks: Iterable[Block],
+    start: np.ndarray,
+    memory: Memory,
+    draw: Draw,
+) -> tuple[np.ndarray, Memory, float]:
+    """A partition's own stochastic gradient descent: where it ends, its memory, its weight."""
+    v, weight = start, 0.0
+    for batch, passes in batches(steps.fraction, draw, n_rows, blocks):
+        share = float(batch.w.sum())
+        if share > 0:
+            eta = steps.schedule.rate(passes / steps.fraction, passes)
+            slope = model(batch, v)[1] / share
+            v, memory = steps.rule.move(v, slope, ridge * v, memory, eta)
+            weight += share
+    return v, memory, weight
+
+
+def moved(
+    model: Model,
+    steps: Steps,
+    ridge: np.ndarray,
+    handle: Handle,
+    blocks: Iterable[Block],
+    start: np.ndarray,
+    draw: tuple[int, ...],
+) -> tuple[np.ndarray, float]:
+    """How far a partition came, times its weight; and the weight."""
+    memory = steps.rule.start(len(start))
+    v, _, weight = walked(model, steps, ridge, handle.n_rows, blocks, start, memory, Draw(*draw))
+    return weight * (v - start), weight
+
+
+# --- stages with a state: the parameters there, the memory of the rule, that of the codec up ------
+
+
+def answered(
+    stage: Any,
+    wire: Wire,
+    handle: Handle,
+    blocks: Iterable[Block],
+    state: Any,
+    message: bytes,
+    packed: tuple[int, ...],
+) -> tuple[tuple[list[bytes], float], Any]:
+    """A partition's message about ``stage`` at the parameters that it has now."""
+    draw = Draw(*packed)
+    if state is None:
+        v = np.frombuffer(message, np.float64)
+        memory, sender = None, wire.up.start(len(v))
+    else:
+        there, memory, sender = state
+        v = there + wire.down.decode(message, len(there))
+    x, weight, memory = stage(handle, blocks, v, memory, draw)
+    rng = np.random.default_rng([draw.seed, draw.epoch, draw.index, handle.partition])
+    sent, sender = wire.up.encode(x, sender, rng)
+    return ([sent], weight), (v, memory, sender)
+
+
+def gradient_sent(
+    model: Model, handle: Handle, blocks: Iterable[Block], v: np.ndarray, memory: Any, draw: Draw
+) -> tuple[np.ndarray, float, Any]:
+    """What :func:`sampled_gradient` adds up to in a partition; no rule has a memory here."""
+    total, weight = np.zeros_like(v), 0.0
+    for block in blocks:
+        slope, share = sampled_gradient(model, block, v, draw.packed)
+        total, weight = total + slope, weight + share
+    return total, weight, memory
+
+
+def moves_sent(
+    model: Model,
+    steps: Steps,
+    ridge: np.ndarray,
+    handle: Handle,
+    blocks: Iterable[Block],
+    v: np.ndarray,
+    memory: Any,
+    draw: Draw,
+) -> tuple[np.ndarray, float, Memory]:
+    """As :func:`moved`, by a rule that remembers the rounds before."""
+    memory = steps.rule.start(len(v)) if memory is None else memory
+    end, memory, weight = walked(model, steps, ridge, handle.n_rows, blocks, v, memory, draw)
+    return weight * (end - v), weight, memory
+
+
+def both(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Messages and weight of two neighbours."""
+    return left[0] + right[0], left[1] + right[1]
