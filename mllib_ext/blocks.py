@@ -33,7 +33,7 @@ from pyspark.sql import DataFrame
 from mllib_ext import kept as keeping
 from mllib_ext import partials
 from mllib_ext.blas import one_thread
-from mllib_ext.blockfile import Block, Handle, Layout
+from mllib_ext.blockfile import Block, Handle, Layout, read_blocks
 from mllib_ext.columns import Features, data_type, number, quoted
 from mllib_ext.executors import Executors, Shipment
 from mllib_ext.flights import Flights, Simulated, Threaded
@@ -349,6 +349,11 @@ class Blocks:
 
     def collect(self) -> list[Block]:
         """All blocks, in the order of the rows, in the driver's memory."""
+        if self._held is None and self._executors.local:  # no need to ask for its own files
+            try:
+                return [block for handle in self.handles for block in read_blocks(handle)]
+            except FileNotFoundError:
+                logger.info("a block file is missing: a round writes it again")
         blocks: list[Block] = self.reduce(_whole, _both)[0]
         return blocks
 

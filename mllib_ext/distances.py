@@ -24,6 +24,7 @@ centred first, which shortens them, so that :math:`\|x\|^2 - 2 q \cdot x` cancel
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,12 +43,16 @@ class Scores(NamedTuple):
 
     Attributes
     ----------
-    values : ndarray, shape (m, t)
-        float32 or float64.
+    values : callable
+        ``values(first, stop, out)`` are those of rows ``first`` to ``stop`` of the tile,
+        (m, stop - first), in ``out`` where that serves.
+    dtype : dtype
+        Of the values: float32 or float64.
     scale, shift, error : ndarray, shape (m,), float64
     """
 
-    values: np.ndarray
+    values: Callable[[int, int, np.ndarray], np.ndarray]
+    dtype: np.dtype
     scale: np.ndarray
     shift: np.ndarray
     error: np.ndarray
@@ -57,8 +62,8 @@ class Tile(ABC):
     """Rows that were prepared for scores."""
 
     @abstractmethod
-    def scores(self, Q: Matrix, out: np.ndarray) -> Scores:
-        """The keys of all pairs with queries Q (m, d), in ``out`` (m, t) where that serves."""
+    def scores(self, Q: Matrix) -> Scores:
+        """The keys of all pairs with queries Q (m, d)."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ class DenseTile(Tile):
             self._B[:, d] = norms / self._scale**2
         self._gamma = _gamma(d + 8, np.finfo(dtype).eps / 2)
 
-    def scores(self, Q: np.ndarray, out: np.ndarray) -> Scores:
+    def scores(self, Q: np.ndarray) -> Scores:
         m, d = Q.shape
         factor = 2.0 if self._squared else 1.0
         Q = Q - self._center
@@ -235,13 +240,16 @@ class DenseTile(Tile):
         A[:, :d] = Q * (-factor / (self._scale * shrink))[:, None]
         if self._squared:
             A[:, d] = 1 / shrink
-        values = np.matmul(A, self._B.T, out=out)
+
+        def values(first: int, stop: int, out: np.ndarray) -> np.ndarray:
+            return np.matmul(A, self._B[first:stop].T, out=out)
+
         scale = self._scale**2 * shrink
         # The product and the rounding of its factors; the key's own; what underflowed.
         error = self._gamma * (factor * lengths * self._radius + self._squared * self._radius**2)
         error += _gamma(2 * d + 16, _UNIT) * (lengths + self._radius) ** 2
-        error += scale * (d + 8) * float(np.finfo(values.dtype).tiny)
-        return Scores(values, scale, norms if self._squared else np.zeros(m), error)
+        error += scale * (d + 8) * float(np.finfo(A.dtype).tiny)
+        return Scores(values, A.dtype, scale, norms if self._squared else np.zeros(m), error)
 
 
 class SparseTile(Tile):
@@ -254,7 +262,7 @@ class SparseTile(Tile):
         self._transposed = sp.csr_array(X.T)
         self._stored = int(np.diff(X.indptr).max())
 
-    def scores(self, Q: Any, out: np.ndarray) -> Scores:
+    def scores(self, Q: Any) -> Scores:
         m = Q.shape[0]
         norms = _squares(Q)
         lengths = np.sqrt(norms)
@@ -266,7 +274,7 @@ class SparseTile(Tile):
             norms = np.zeros(m)
         terms = 2 * (self._stored + int(np.diff(Q.indptr).max())) + 16
         error = _gamma(terms, _UNIT) * (lengths + self._radius) ** 2
-        return Scores(values, np.ones(m), norms, error)
+        return _computed(values, norms, error)
 
 
 class CityblockTile(Tile):
@@ -275,13 +283,22 @@ class CityblockTile(Tile):
     def __init__(self, X: Matrix) -> None:
         self._X = dense_rows(X)
 
-    def scores(self, Q: Matrix, out: np.ndarray) -> Scores:
+    def scores(self, Q: Matrix) -> Scores:
         Q = dense_rows(Q)
         values = cdist(Q, self._X, "cityblock")
         m, d = Q.shape
         # Both sums are within half of this of the true one.
         error = _gamma(2 * d + 16, _UNIT) * values.max(axis=1)
-        return Scores(values, np.ones(m), np.zeros(m), error)
+        return _computed(values, np.zeros(m), error)
+
+
+def _computed(values: np.ndarray, shift: np.ndarray, error: np.ndarray) -> Scores:
+    """Scores of which all values (m, t) are there."""
+
+    def some(first: int, stop: int, out: np.ndarray) -> np.ndarray:
+        return values[:, first:stop]
+
+    return Scores(some, values.dtype, np.ones(len(shift)), shift, error)
 
 
 def _gemm_tile(X: Matrix, dtype: Any, squared: bool) -> Tile:

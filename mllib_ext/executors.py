@@ -165,6 +165,11 @@ class Executors:
         )
         return RDD(jrdd.toJavaRDD(), self._context, self._handles._jrdd_deserializer)
 
+    @property
+    def local(self) -> bool:
+        """The driver is the one executor, and the files stand on its disk."""
+        return bool(self._context._jsc.sc().isLocal())
+
     def shipped(self, parameters: tuple[Any, ...]) -> Shipment:
         return Shipment(self._context, parameters)
 
@@ -197,13 +202,13 @@ class Executors:
     def close(self) -> None:
         if self._context._jsc is None:  # stopped: Spark has deleted its local directories
             return
-        if self._context._jsc.sc().isLocal() and Path() not in self._known:
+        if self.local and Path() not in self._known:
             for directory in self._known:  # on this machine: no job is needed
                 shutil.rmtree(directory, ignore_errors=True)
             self._unpersist()
             return
         delete = partial(_delete, self._directory)
-        if self._context._jsc.sc().isLocal():
+        if self.local:
             self._context.parallelize([0], 1).mapPartitions(delete).collect()
         else:
             wanted = {str(Path(path).parent.parent) for path in self._placed if path}

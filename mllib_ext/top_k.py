@@ -20,8 +20,10 @@ import scipy.sparse as sp
 from mllib_ext.columns import Matrix
 from mllib_ext.distances import Manhattan, Metric, Tile
 
-# Queries and rows of one product: its result stays in the processor's cache for the comparison.
-QUERIES, ROWS = 512, 4096
+# Queries and rows that are prepared together.
+QUERIES, ROWS = 1024, 4096
+# Pairs of one product: its result stays in the processor's cache for the comparison.
+PAIRS = 1 << 19
 # The first tile has no bound to compare with and is sorted: a small one.
 FIRST_ROWS = 512
 # Candidates that wait for their exact keys, 24 bytes each.
@@ -116,6 +118,7 @@ class Search:
         self._tau = np.full(m, self._cap)
         self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._waiting = 0
+        self._values, self._mask = np.empty(0, dtype), np.empty(0, bool)
 
     def add(self, X: Matrix, ids: np.ndarray) -> None:
         """Look among more rows.
@@ -137,17 +140,15 @@ class Search:
             return
         hidden = _Hidden.of(self._exclude, ids)
         rows, queries = self._shape(X)
-        out = np.empty(rows * queries, self._dtype)
         for start, stop in _tiles(n, max(FIRST_ROWS, 4 * self._k), rows):
             tile = self._metric.tile(X[start:stop], self._dtype)
             for first in range(0, m, queries):
                 chunk = slice(first, min(m, first + queries))
-                if self._scan(tile, chunk, start, stop - start, hidden, out):
+                if self._scan(tile, chunk, start, stop - start, hidden):
                     continue
                 self._dtype = np.float64
-                out = np.empty(rows * queries)
                 tile = self._metric.tile(X[start:stop], self._dtype)
-                self._scan(tile, chunk, start, stop - start, hidden, out)
+                self._scan(tile, chunk, start, stop - start, hidden)
             self._settle_many(X, ids)
         self._settle(X, ids)
 
@@ -166,12 +167,11 @@ class Search:
         hidden = _Hidden.of(self._exclude, ids)
         for tile, start, stop, queries in parts:
             t = stop - start
-            out = np.empty(t * min(QUERIES, len(queries)), np.float32)
             for first in range(0, len(queries), QUERIES):
                 chunk = queries[first : first + QUERIES]
-                if not self._scan(tile, chunk, start, t, hidden, out):
+                if not self._scan(tile, chunk, start, t, hidden):
                     exact = self._metric.tile(X[start:stop], np.float64)
-                    self._scan(exact, chunk, start, t, hidden, np.empty(t * len(chunk)))
+                    self._scan(exact, chunk, start, t, hidden)
             self._settle_many(X, ids)
         self._settle(X, ids)
 
@@ -199,53 +199,66 @@ class Search:
         return max(ROWS, 4 * self._k), QUERIES
 
     def _scan(
-        self,
-        tile: Tile,
-        chunk: slice | np.ndarray,
-        start: int,
-        t: int,
-        hidden: _Hidden,
-        out: np.ndarray,
+        self, tile: Tile, chunk: slice | np.ndarray, start: int, t: int, hidden: _Hidden
     ) -> bool:
         """Note the candidates of a tile; False if float64 should look instead.
 
         ``chunk`` says which queries look: a slice, or their places in ascending order.
         """
-        queries = self._places[chunk]
+        queries, k = self._places[chunk], self._k
         m = len(queries)
-        values, scale, shift, error = tile.scores(self._Q[chunk], out[: m * t].reshape(m, t))
-        hidden.hide(values, queries, start)
-        tau = self._tau[chunk]
-        limit = _upward((tau - shift + error) / scale, values.dtype)
-        if t >= self._k and np.isinf(self._upper[chunk, -1]).any():
-            kth = np.partition(values, self._k - 1, axis=1)[:, self._k - 1]
-            limit = np.minimum(limit, _upward(kth + 2 * error / scale, values.dtype))
-        mask = values <= limit[:, None]
-        places = _flatnonzero(mask)
-        if values.dtype == np.float32 and len(places) > CROWDED * max(self._k, 8) * m:
-            return False
-        rows, columns = np.divmod(places, t)
-        near = scale[rows] * values.ravel()[places] + shift[rows]
+        values_of, dtype, scale, shift, error = tile.scores(self._Q[chunk])
+        limit = _upward((self._tau[chunk] - shift + error) / scale, dtype)
+        # Without a bound the tile gives one, which takes all of its values.
+        unbounded = t >= k and bool(np.isinf(self._upper[chunk, -1]).any())
+        span = t if unbounded else min(t, max(1, PAIRS // m))
+        found: list[tuple[np.ndarray, ...]] = []
+        n = 0
+        for first in range(0, t, span):
+            stop = min(t, first + span)
+            out, mask = self._scratch(m, stop - first, dtype)
+            values = values_of(first, stop, out)
+            hidden.hide(values, queries, start + first)
+            if unbounded:
+                kth = np.partition(values, k - 1, axis=1)[:, k - 1]
+                limit = np.minimum(limit, _upward(kth + 2 * error / scale, dtype))
+            places = _flatnonzero(np.less_equal(values, limit[:, None], out=mask))
+            n += len(places)
+            if dtype == np.float32 and n > CROWDED * max(k, 8) * m:
+                return False
+            row, column = np.divmod(places, stop - first)
+            found.append((row, column + first, values[row, column]))
+        rows, columns, scores = map(np.concatenate, zip(*found, strict=True))
+        if len(found) > 1:
+            order = np.argsort(rows, kind="stable")
+            rows, columns, scores = rows[order], columns[order], scores[order]
+        near = scale[rows] * scores + shift[rows]
         self._tighten(chunk, m, rows, near + error[rows])
         self._pending.append((queries[rows], columns + start, near - error[rows]))
         self._waiting += len(rows)
         return True
 
+    def _scratch(self, m: int, t: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Room for values and their comparison (m, t): fresh pages would take longer to get."""
+        if len(self._mask) < m * t or self._values.dtype != dtype:
+            self._values, self._mask = np.empty(m * t, dtype), np.empty(m * t, bool)
+        return self._values[: m * t].reshape(m, t), self._mask[: m * t].reshape(m, t)
+
     def _tighten(
         self, chunk: slice | np.ndarray, m: int, rows: np.ndarray, upper: np.ndarray
     ) -> None:
         """Lower the bounds of m queries by the upper bounds of new candidates (rows ascending)."""
+        if not len(rows):
+            return
         counts = np.bincount(rows, minlength=m)
         found = np.flatnonzero(counts)
-        if not len(found):
-            return
-        width = counts.max()
-        padded = np.full((len(counts), self._k + width), np.inf)
-        padded[:, : self._k] = self._upper[chunk]
-        padded[rows, self._k + _places(counts)] = upper
+        counts, queries = counts[found], self._places[chunk][found]
+        padded = np.full((len(found), self._k + counts.max()), np.inf)
+        padded[:, : self._k] = self._upper[queries]
+        padded[np.repeat(np.arange(len(found)), counts), self._k + _places(counts)] = upper
         padded = np.partition(padded, self._k - 1, axis=1)[:, : self._k]
-        self._upper[chunk] = padded
-        self._tau[chunk] = np.minimum(padded[:, -1], self._cap)
+        self._upper[queries] = padded
+        self._tau[queries] = np.minimum(padded[:, -1], self._cap)
 
     def _settle_many(self, X: Matrix, ids: np.ndarray) -> None:
         if self._waiting > PENDING:
@@ -335,11 +348,13 @@ def _upward(limit: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _flatnonzero(mask: np.ndarray) -> np.ndarray:
-    """Places of the true ones among few: eight are looked at together."""
+    """Places of the true ones among few, ascending: 64 are looked at together."""
     flat = mask.ravel()
-    whole = len(flat) // 8 * 8
-    words = np.flatnonzero(flat[:whole].view(np.uint64))
-    eights = flat[:whole].reshape(-1, 8)[words]
+    whole = len(flat) // 64 * 64
+    words = flat[:whole].view(np.uint64).reshape(8, -1)  # of 8 each, those of a column far apart
+    columns = np.flatnonzero(np.bitwise_or.reduce(words, axis=0))
+    row, column = np.nonzero(words[:, columns])
+    eights = words[row, columns[column]].view(bool).reshape(-1, 8)
     word, byte = np.nonzero(eights)
-    places = 8 * words[word] + byte
+    places = 8 * (row * words.shape[1] + columns[column])[word] + byte
     return np.concatenate([places, whole + np.flatnonzero(flat[whole:])])

@@ -97,6 +97,7 @@ def test_the_answer_does_not_depend_on_blocks_batches_or_precision(data, name, m
     whole = search(X, Q, 8, name)
     monkeypatch.setattr(top_k, "QUERIES", 7)
     monkeypatch.setattr(top_k, "ROWS", 61)
+    monkeypatch.setattr(top_k, "PAIRS", 90)
     monkeypatch.setattr(top_k, "PENDING", 50)
     others = [
         search(X, Q, 8, name, cuts=(1, 1, 5, 2_000)),
@@ -218,9 +219,12 @@ def test_scores_keep_their_bounds(data):
         for dtype in (np.float32, np.float64):
             X, Q = (A + 10.0 ** rng.integers(-3, 6) for A in data)
             rule = metric(name)
-            out = np.empty((len(Q), 500), dtype)
-            scores = rule.tile(X[:500], dtype).scores(rule.rows(Q), out)
-            found = scores.scale[:, None] * scores.values + scores.shift[:, None]
+            scores = rule.tile(X[:500], dtype).scores(rule.rows(Q))
+            parts = [
+                scores.values(first, stop, np.empty((len(Q), stop - first), scores.dtype))
+                for first, stop in ((0, 137), (137, 500))
+            ]
+            found = scores.scale[:, None] * np.hstack(parts) + scores.shift[:, None]
             pairs = np.repeat(rule.rows(Q), 500, axis=0), np.tile(rule.rows(X[:500]), (len(Q), 1))
             keys = rule.keys(*pairs).reshape(found.shape)
             assert (abs(found - keys) <= scores.error[:, None]).all()

@@ -11,6 +11,9 @@ from mllib_ext.knn.items import Items, id_column
 # The column of a query's neighbours: a struct of ``indices`` and ``distances``.
 PACKED = "mllib_ext neighbors"
 
+# What Spark estimates of the queries is sorted in ranges of so many bytes.
+RANGE_BYTES = 64 << 20
+
 
 def answer_columns() -> list[Column]:
     """``indices`` and ``distances`` out of :data:`PACKED`."""
@@ -25,10 +28,17 @@ def whole_row(df: DataFrame, name: str) -> Column:
 def ordered_queries(queries: DataFrame, id: str, features: Features) -> DataFrame:
     """Ids and features in the order of the ids, as the answers are to be.
 
-    Before the search: to find the ranges of a sort Spark computes its input twice.
+    Before the search: to find the ranges of a sort Spark computes its input twice. Few ranges for
+    few queries: an ``orderBy`` makes 200, which takes 10,000 queries 0.2 s longer.
     """
     names = dict.fromkeys([id, *features.names])
-    return queries.select(*map(quoted, names)).orderBy(quoted(id))
+    rows = queries.select(*map(quoted, names))
+    spark = queries.sparkSession
+    size = int(rows._jdf.queryExecution().optimizedPlan().stats().sizeInBytes())
+    most = int(spark.conf.get("spark.sql.shuffle.partitions") or 1)
+    cores = spark.sparkContext.defaultParallelism
+    ranges = min(max(cores, -(-size // RANGE_BYTES)), max(most, cores))
+    return rows.repartitionByRange(ranges, quoted(id)).sortWithinPartitions(quoted(id))
 
 
 def pairs(found: DataFrame, items: DataFrame, id: str, distance: str) -> DataFrame:
