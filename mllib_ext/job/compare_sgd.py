@@ -21,10 +21,10 @@ from mllib_ext.job.benchmark import Comparison, Line
 GAP = 1e-3  # (objective - optimum) / optimum
 
 # The grid of the baseline. A share of the rows comes with the passes that make up the budgets.
-STEPS = (0.03, 0.1, 0.3)
+STEPS = (0.3, 0.5, 1.0)
 MOMENTA = (0.0, 0.9)
-FRACTIONS = (0.002, 0.01)
-BUDGETS = (300, 500, 1000)  # rounds, over which the rate falls
+FRACTIONS = (0.01, 0.05, 0.2)
+BUDGETS = (100, 200, 400)  # rounds, over which the rate falls
 
 LOCAL: dict[str, Any] = {
     "updates": "local",
@@ -34,7 +34,7 @@ LOCAL: dict[str, Any] = {
     "maxIter": 2,
 }
 # Groups of partitions have a job for every share of a pass: fewer shares.
-FLIGHTS = {"updates": "asynchronous", "miniBatchFraction": 0.02, "maxIter": 4}
+FLIGHTS = {"updates": "asynchronous", "miniBatchFraction": 0.05, "maxIter": 5}
 TOP_K = {"compression": "top-k", "compressionShare": 0.05}
 
 

@@ -126,8 +126,8 @@ class LocalDirectory:
     def take(self) -> list[str]:
         texts = []
         for name in sorted(os.listdir(self._path / CONTROL)):
-            if name.endswith(".json"):
-                file = self._path / CONTROL / name
+            file = self._path / CONTROL / name
+            if name.endswith(".json") and file.is_file():
                 texts.append(file.read_text("utf-8", errors="replace"))
                 file.unlink()
         return texts

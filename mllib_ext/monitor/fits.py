@@ -71,11 +71,11 @@ class Monitor:
             self._start += 1
             if self._start == 0:
                 settings = record.settings
-                self._tell_later(lambda: {"event": "tunables", "tunables": tunables(settings)})
+                self.log.add(lambda: {"event": "tunables", "tunables": tunables(settings)})
         elif record.settings != self._settings:
             self._tell(_changed(self._settings, record))
         start = self._start
-        self._tell_later(lambda: round_event(state, record, start, self._planes))
+        self.log.add(lambda: round_event(state, record, start, self._planes))
         actions = self.controls(state, record)
         self._settings = record.settings
         for action in actions:
@@ -88,6 +88,7 @@ class Monitor:
         self.description.update(description(estimator))
         watched = estimator.copy()
         watched.setCallbacks((*estimator.getCallbacks(), self))
+        self.log.start()
         end: dict[str, Any] = {"state": "failed", "reason": "interrupted"}
         try:
             model = fit(watched)
@@ -106,9 +107,6 @@ class Monitor:
 
     def _tell(self, event: dict[str, Any]) -> None:
         self.log.add(lambda: event)
-
-    def _tell_later(self, make: Callable[[], dict[str, Any]]) -> None:
-        self.log.add(make)
 
     def _arrived(self, text: str) -> None:
         """A command from the run directory."""

@@ -11,6 +11,7 @@ from pyspark import InheritableThread
 from pyspark.sql import DataFrame
 
 from mllib_ext.monitor.controls import Command
+from mllib_ext.monitor.events import description
 from mllib_ext.monitor.fits import Monitor
 from mllib_ext.monitor.run import rounds_of
 
@@ -32,6 +33,7 @@ class LiveRun:
 
     def __init__(self, estimator: Any, dataset: DataFrame) -> None:
         self._monitor = Monitor.at(estimator.getRunDir(), keep=True)
+        self._monitor.description.update(description(estimator))
         estimator._monitor = self._monitor
         self._estimator, self._dataset = estimator, dataset
         self._context = dataset.sparkSession.sparkContext

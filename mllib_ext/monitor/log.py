@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 # How long an event may wait to be written, and a command to be found.
 TICK = 0.1
-# Events that stay in memory where somebody may ask for them: those of a fit without a directory.
-KEPT = 100_000
+# Events that stay in memory, as text, for the handle of a fit: the newest.
+KEPT = 50_000
 # What the end of a fit waits for the last events to reach a file system that hangs.
 PATIENCE = 10.0
 
@@ -59,7 +59,7 @@ class Log:
         self._begin, self._arrived = begin, arrived
         self.directory: Destination | None = None
         self._waiting: deque[tuple[float, Callable[[], dict[str, Any]]]] = deque()
-        self._kept: deque[dict[str, Any]] = deque(maxlen=KEPT if keep else 0)
+        self._kept: deque[str] = deque(maxlen=KEPT if keep else 0)
         self._lines: list[str] = []
         self._last = 0  # id
         self._began = self._wrote = self._looked = time.monotonic()
@@ -67,6 +67,9 @@ class Log:
         self._wake, self._closing = threading.Event(), False
         # Its connection to the JVM is closed with it.
         self._thread: Any = InheritableThread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begin to write and to look for commands, until :meth:`close`."""
         self._thread.start()
 
     def add(self, make: Callable[[], dict[str, Any]]) -> None:
@@ -78,7 +81,8 @@ class Log:
         self._drain()
         with self._lock:
             skip = max(0, after - self._last + len(self._kept))
-            return list(islice(self._kept, skip, None))
+            lines = list(islice(self._kept, skip, None))
+        return [json.loads(line) for line in lines]
 
     def close(self) -> None:
         """Write what there is; a file system that hangs is not waited for longer than seconds."""
@@ -101,7 +105,7 @@ class Log:
                     logger.warning("a round is not recorded: %s: %s", type(error).__name__, error)
                     self._last -= 1
                     continue
-                self._kept.append(event)
+                self._kept.append(line)
                 if self._begin is not None:
                     self._lines.append(line + "\n")
 

@@ -26,6 +26,7 @@ import secrets
 import socket
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -91,7 +92,9 @@ class Recorded:
     def __init__(self, path: str) -> None:
         self._directory = run_directory(path)
         self._description: dict[str, Any] = self._directory.description()
-        self._events: list[dict[str, Any]] = []
+        self._lines: list[str] = []  # a tenth of what they are as dicts
+        self._ids: list[int] = []
+        self._told: list[dict[str, Any]] = []  # what says which state it is in
         self._position, self._looked = 0, 0.0
         self._lock = threading.Lock()
 
@@ -100,18 +103,28 @@ class Recorded:
 
     def events(self, after: int) -> list[dict[str, Any]]:
         with self._lock:
-            if time.monotonic() - self._looked >= max(LOOK_SECONDS, self._directory.look_seconds):
-                text, self._position = self._directory.read(self._position)
-                self._events += parsed(text)
-                self._looked = time.monotonic()
-            first = len(self._events)
-            while first and self._events[first - 1]["id"] > after:
-                first -= 1
-            return self._events[first:]
+            self._read()
+            lines = self._lines[bisect_right(self._ids, after) :]
+        return parsed("\n".join(lines))
 
     def state(self) -> str:
-        self.events(0)
-        return state_of(self._description, self._events)
+        with self._lock:
+            self._read()
+            return state_of(self._description, self._told)
+
+    def _read(self) -> None:
+        if time.monotonic() - self._looked < max(LOOK_SECONDS, self._directory.look_seconds):
+            return
+        text = ""
+        with suppress(OSError):  # a run that somebody deleted stays what it was
+            text, self._position = self._directory.read(self._position)
+        for line in text.splitlines():
+            for event in parsed(line):
+                self._lines.append(line)
+                self._ids.append(event["id"])
+                if event["event"] in ("state", "end"):
+                    self._told.append(event)
+        self._looked = time.monotonic()
 
     def send(self, command: Command) -> None:
         if (state := self.state()) not in ("starting", "running", "paused"):
@@ -127,12 +140,13 @@ class Directory:
         self._known: dict[str, Source] = {}
 
     def __call__(self) -> dict[str, Source]:
+        found: dict[str, Source] = {}
         for path in find_runs(self._path):
             name = path[len(self._path) :].strip("/") or "."
-            if name not in self._known:
-                with suppress(OSError, ValueError, KeyError):  # it is being written
-                    self._known[name] = Recorded(path)
-        return self._known
+            with suppress(OSError, ValueError):  # it is being written, or deleted
+                found[name] = self._known.get(name) or Recorded(path)
+        self._known = found
+        return found
 
 
 class Key:
@@ -264,6 +278,9 @@ class Server:
 
     def __repr__(self) -> str:
         return f"Server({self.url})"
+
+    def _repr_html_(self) -> str:
+        return f'<a href="{self.url}" target="_blank">the page of the runs</a>'
 
     # --- what is asked ---
 

@@ -383,8 +383,7 @@ def test_a_missing_column_shows_no_trace_in_a_process_of_its_own(config, tmp_pat
     assert "error: label column 'targit'" in err
     assert "Traceback" not in out + err
     assert "at org.apache" not in out + err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["line.yaml", "out.run"]
-    assert read_run(str(tmp_path / "out.run")).end["reason"] == "interrupted"
+    assert [path.name for path in tmp_path.iterdir()] == ["line.yaml"]
 
 
 def test_an_interrupted_training_leaves_its_record_alone(config, tmp_path):

@@ -16,6 +16,8 @@ from mllib_ext.optimizers.loop import Change
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
+PATIENCE = 120_000  # milliseconds, on a machine that others use
+
 X, _ = load_iris(return_X_y=True)
 
 
@@ -59,6 +61,7 @@ def test_the_page_draws_a_fit_and_fits_the_screen(browser, run, width, scheme):
         page.on(
             "console", lambda message: errors.extend([message.text] * (message.type == "error"))
         )
+        page.set_default_timeout(PATIENCE)
         page.goto(server.url)
         page.locator("#state.running").wait_for()
         page.locator("#clusters circle").nth(2).wait_for()
@@ -73,6 +76,7 @@ def test_the_page_draws_a_fit_and_fits_the_screen(browser, run, width, scheme):
 def test_a_click_pauses_sets_and_stops_the_fit_and_the_page_says_so(browser, run):
     with run.serve() as server:
         page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
         page.goto(server.url)
         page.locator("#set-tol").fill("-1")
         page.keyboard.press("Enter")

@@ -222,9 +222,11 @@ function drawClusters(now) {
 
 function drawActions() {
   const list = $("actions");
-  if (list.childElementCount === run.actions.length && list.dataset.run === run.name) return;
-  list.dataset.run = run.name;
-  list.replaceChildren(...run.actions.slice().reverse().map((a) => {
+  const known = `${run.actions.length} of ${run.name}`;
+  if (list.dataset.known === known) return;
+  list.dataset.known = known;
+  // The newest: a callback may change settings in every round.
+  list.replaceChildren(...run.actions.slice(-200).reverse().map((a) => {
     const item = document.createElement("li"), time = document.createElement("time");
     time.textContent = new Date(a.time * 1000).toLocaleTimeString();
     item.append(time, ` ${words(a)}`);
