@@ -83,7 +83,10 @@ def compare_kernel_map(spark: SparkSession, df: DataFrame, repeats: int) -> list
     from sklearn.svm import SVC
 
     share = min(0.8, KERNEL_ROWS / df.count())
-    train, test = (part.cache() for part in df.randomSplit([share, 1 - share], seed=0))
+    parts = df.randomSplit([share, 1 - share], seed=0)
+    # One file is one partition, which one core alone would work on.
+    train, test = (part.repartition(spark.sparkContext.defaultParallelism) for part in parts)
+    train = train.cache()
     test = test.limit(KERNEL_ROWS).cache()
     (X, y), (X_test, y_test) = as_arrays(train), as_arrays(test)
     nystroem = Nystroem(nComponents=LANDMARKS, outputCol="map", outputType="array<float>")
