@@ -14,9 +14,8 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from mllib_ext.job import benchmark, cli, comparisons
+from mllib_ext.job import benchmark, cli, compare_neighbors, compare_networks, comparisons
 from mllib_ext.job.benchmark_data import Problem, generate
-from mllib_ext.job.compare_neighbors import compare_fashion_mnist
 from mllib_ext.job.compare_sgd import compare_sgd
 
 
@@ -40,7 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         "--tasks", nargs="+", choices=comparisons.TASKS, default=[*comparisons.TASKS]
     )
     parser.add_argument(
-        "--fashion-mnist", type=Path, help="IDX files and true neighbours, to search them as well"
+        "--fashion-mnist",
+        type=Path,
+        help="directory of IDX files and true neighbours, for tasks neighbors and networks as well",
     )
     parser.add_argument("--plot", type=Path, help="draw the runs of task sgd here")
     parser.add_argument("--output", type=Path, help="write all figures here, as JSON")
@@ -72,8 +73,9 @@ def compare(spark: SparkSession, options: argparse.Namespace) -> str:
         for task in options.tasks
         for comparison in tasks[task](spark, df, options.repeats)
     ]
-    if options.fashion_mnist:
-        found += compare_fashion_mnist(spark, options.fashion_mnist, options.repeats)
+    for task, module in (("neighbors", compare_neighbors), ("networks", compare_networks)):
+        if options.fashion_mnist and task in options.tasks:
+            found += module.compare_fashion_mnist(spark, options.fashion_mnist, options.repeats)
     if options.output:
         data = {"path": options.path} if options.path else vars(problem)
         options.output.write_text(benchmark.as_json(spark, data, found))

@@ -28,21 +28,31 @@ from mllib_ext.linear import precision
 from mllib_ext.losses import Loss
 from mllib_ext.mapped import Mapped
 from mllib_ext.network import ACTIVATIONS, ROWS, Network, margins
-from mllib_ext.network_objective import NetworkObjective
-from mllib_ext.optimizers import gd, lbfgs
+from mllib_ext.network_objective import NetworkModel, NetworkObjective
+from mllib_ext.optimizers import gd, lbfgs, sgd
 from mllib_ext.optimizers.loop import Result
 from mllib_ext.optimizers.smooth import minimize
+from mllib_ext.stochastic_params import SOLVERS as STOCHASTIC
+from mllib_ext.stochastic_params import StochasticEstimator, StochasticParams
 
-MINIMIZERS: dict[str, ModuleType] = {"l-bfgs": lbfgs, "gd": gd}
+MINIMIZERS: dict[str, ModuleType] = {
+    "l-bfgs": lbfgs,
+    "gd": gd,
+    **dict.fromkeys(STOCHASTIC, sgd),
+}
 SOLVERS = tuple(MINIMIZERS)
 
 SEED = 0
+# Of the solvers whose stepSize is not set: Kingma & Ba's (2015), and what units of the size of 1
+# bear without momentum.
+STEPS = {"adam": 1e-3, "sgd": 0.1}
 # A gradient of so many operations takes a core about as long as a Spark job's 25 ms.
 DRIVER_FLOP = 1e9
 
 
 class MultilayerPerceptronParams(
     HasFeatures,
+    StochasticParams,
     HasSeed,
     HasMaxIter,
     HasTol,
@@ -74,9 +84,24 @@ class MultilayerPerceptronParams(
         typeConverter=TypeConverters.toVector,
     )
 
+    dropout: Param[float] = Param(
+        Params._dummy(),
+        "dropout",
+        "solvers sgd and adam: the share of the hidden activations left out of a step, in [0, 1)",
+        typeConverter=TypeConverters.toFloat,
+    )
+    batchSize: Param[int] = Param(
+        Params._dummy(),
+        "batchSize",
+        "solvers sgd and adam: rows in a step, about; 0 is by miniBatchFraction",
+        typeConverter=TypeConverters.toInt,
+    )
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._setDefault(
+            dropout=0.0,
+            batchSize=0,
             maxIter=100,
             tol=1e-6,
             blockSize=ROWS,
@@ -98,6 +123,14 @@ class MultilayerPerceptronParams(
     def getInitialWeights(self) -> Vector:
         """The weights to start from."""
         return self.getOrDefault(self.initialWeights)
+
+    def getDropout(self) -> float:
+        """The share of the hidden activations left out of a step."""
+        return self.getOrDefault(self.dropout)
+
+    def getBatchSize(self) -> int:
+        """Rows in a step; 0 is by miniBatchFraction."""
+        return self.getOrDefault(self.batchSize)
 
     @property
     def _network(self) -> Network:
@@ -158,7 +191,9 @@ def outputs(model: tuple[Network, np.ndarray], X: Any) -> np.ndarray:
     return margins(network, network.split(weights), X)
 
 
-class MultilayerPerceptronEstimator(FitsOverBlocks, MultilayerPerceptronParams, HasCallbacks):
+class MultilayerPerceptronEstimator(
+    FitsOverBlocks, MultilayerPerceptronParams, StochasticEstimator, HasCallbacks
+):
     """Setters, checks and the fit of a network's estimator."""
 
     # Spark's estimators have one of their own, nearer in the method resolution order.
@@ -185,15 +220,15 @@ class MultilayerPerceptronEstimator(FitsOverBlocks, MultilayerPerceptronParams, 
         return self._set(tol=value)
 
     def setSeed(self, value: int) -> Self:
-        """Set the seed of the initial weights."""
+        """Set the seed of the initial weights, and of what the solvers sgd and adam draw."""
         return self._set(seed=value)
 
     def setStepSize(self, value: float) -> Self:
-        """Set the step of solver gd."""
+        """Set the step of solvers gd, sgd and adam; unset, the last two take one of their own."""
         return self._set(stepSize=value)
 
     def setSolver(self, value: str) -> Self:
-        """Set the solver: l-bfgs or gd."""
+        """Set the solver: l-bfgs, gd, sgd or adam."""
         return self._set(solver=value)
 
     def setBlockSize(self, value: int) -> Self:
@@ -207,6 +242,14 @@ class MultilayerPerceptronEstimator(FitsOverBlocks, MultilayerPerceptronParams, 
     def setWeightCol(self, value: str) -> Self:
         """Set the column of row weights."""
         return self._set(weightCol=value)
+
+    def setDropout(self, value: float) -> Self:
+        """Set the share of the hidden activations left out of a step."""
+        return self._set(dropout=value)
+
+    def setBatchSize(self, value: int) -> Self:
+        """Set the rows in a step; 0 is by miniBatchFraction."""
+        return self._set(batchSize=value)
 
     def _driver_bytes(self) -> int:
         # Two operations a weight forward and four back, for a row of doubles.
@@ -229,9 +272,19 @@ class MultilayerPerceptronEstimator(FitsOverBlocks, MultilayerPerceptronParams, 
             value = self.getOrDefault(name)
             if not 0 <= value < np.inf:
                 raise ValueError(f"param {name}: expected a number of 0 or more, found {value!r}")
-        if not 0 < self.getStepSize() < np.inf:
+        self._refuse_stochastic()
+        stochastic = self.getSolver() in STOCHASTIC
+        for name, limit, words in (
+            ("dropout", 1.0, "in [0, 1)"), ("batchSize", np.inf, "of 0 or more")
+        ):  # fmt: skip
+            value = self.getOrDefault(name)
+            if not (0 <= value < limit if stochastic else value == 0):
+                expected = f"a number {words}" if stochastic else f"0 with {self.getSolver()}"
+                raise ValueError(f"param {name}: expected {expected}, found {value!r}")
+        if self.getBatchSize() and self.isSet("miniBatchFraction"):
             raise ValueError(
-                f"param stepSize: expected a number above 0, found {self.getStepSize()!r}"
+                "param batchSize: expected 0 where miniBatchFraction is set, "
+                f"found {self.getBatchSize()!r}"
             )
         if self.getBlockSize() < 1:
             raise ValueError(f"param blockSize: expected 1 or more, found {self.getBlockSize()!r}")
@@ -264,7 +317,8 @@ class MultilayerPerceptronEstimator(FitsOverBlocks, MultilayerPerceptronParams, 
 
     def _fit_network(self, blocks: Blocks, loss: Loss, start: np.ndarray) -> Result[Any]:
         """Minimise the mean loss from a start; the result's state has the weights as ``v``."""
-        method: Any = MINIMIZERS[self.getSolver()]
+        solver = self.getSolver()
+        method: Any = MINIMIZERS[solver]
         settings: dict[str, Any] = {
             "max_iter": self.getMaxIter(),
             "tol": self.getTol(),
@@ -272,13 +326,19 @@ class MultilayerPerceptronEstimator(FitsOverBlocks, MultilayerPerceptronParams, 
         }
         if method is gd:  # a fixed step, as pyspark.ml's
             settings |= {"step_size": self.getStepSize(), "line_search": "none"}
-        objective = NetworkObjective(
-            blocks,
-            self._network,
-            loss,
-            precision=precision(blocks),
-            rows=self.getBlockSize(),
-        )
+        rows = self.getBlockSize()
+        if method is sgd:
+            settings |= self._stochastic_settings(len(start))
+            if not self.isSet("stepSize"):
+                settings["step_size"] = STEPS[solver]
+            if size := self.getBatchSize():
+                settings["mini_batch_fraction"] = self._fraction(blocks, size)
+            model = NetworkModel(self._network, loss, rows, self.getDropout())
+            objective: Any = model.over(blocks)
+        else:
+            objective = NetworkObjective(
+                blocks, self._network, loss, precision=precision(blocks), rows=rows
+            )
         return minimize(
             method,
             objective.regularized,
@@ -287,3 +347,10 @@ class MultilayerPerceptronEstimator(FitsOverBlocks, MultilayerPerceptronParams, 
             self.getCallbacks(),
             blocks.drain,
         )
+
+    def _fraction(self, blocks: Blocks, batch_size: int) -> float:
+        """``miniBatchFraction`` for so many rows in a step: of all, or of a mean partition's."""
+        rows: float = blocks.n_rows
+        if self.getUpdates() == "local":
+            rows /= sum(handle.n_rows > 0 for handle in blocks.handles)
+        return min(1.0, batch_size / rows)

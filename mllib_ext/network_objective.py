@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from mllib_ext.blockfile import Block
 from mllib_ext.losses import Loss
-from mllib_ext.network import ROWS, Network
+from mllib_ext.network import ROWS, Network, margins
 from mllib_ext.network import value_and_gradient as of_rows
 from mllib_ext.objective import Sums
+from mllib_ext.scattered import dense
+from mllib_ext.stochastic import Stochastic
 
 
 @dataclass(frozen=True)
@@ -72,18 +75,79 @@ class NetworkObjective:
         return *self.value_and_gradient(v), None
 
 
+@dataclass(frozen=True)
+class NetworkModel:
+    """A network's loss by its flat weights, as :mod:`mllib_ext.stochastic` takes it.
+
+    Attributes
+    ----------
+    network : Network
+    loss : Loss
+    rows : int
+        Rows that pass through the layers together.
+    dropout : float
+        As in :func:`mllib_ext.network.value_and_gradient`.
+    """
+
+    network: Network
+    loss: Loss
+    rows: int = ROWS
+    dropout: float = 0.0
+
+    def __call__(
+        self, block: Block, v: np.ndarray, rng: np.random.Generator | None = None
+    ) -> tuple[float, np.ndarray]:
+        dropout = self.dropout if rng is not None else 0.0
+        value, by_first, by_others = value_and_gradient(
+            self.network, self.loss, self.rows, block, v, dropout, rng
+        )
+        return value, np.concatenate([dense(by_first).ravel(), by_others])
+
+    def value(self, block: Block, v: np.ndarray) -> float:
+        """The block's summed loss, of the whole network."""
+        z = margins(self.network, _parts(self.network, block, v), block.narrow, self.rows)
+        z = z.astype(np.float64, copy=False)
+        losses, _ = self.loss.value_and_gradient(block.y, z[:, 0] if z.shape[1] == 1 else z)
+        return float(losses @ block.w)
+
+    def over(self, blocks: Any) -> Stochastic:
+        """The mean loss over all rows, and by samples of them."""
+        ridge = np.zeros(self.network.n_weights)
+        for W, _ in self.network.split(ridge):
+            W[:] = 1.0
+        matrices, place = [], 0
+        for p, q in pairwise(self.network.layers):
+            matrices.append((place, p, q))
+            place += (p + 1) * q
+        return Stochastic(blocks, self, ridge, matrices=tuple(matrices))
+
+
 def value_and_gradient(
-    network: Network, loss: Loss, rows: int, block: Block, v: np.ndarray
+    network: Network,
+    loss: Loss,
+    rows: int,
+    block: Block,
+    v: np.ndarray,
+    dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
 ) -> tuple[Any, ...]:
     """Sums over the block's rows: loss (), gradient by the first layer's weights, by all others.
 
     The first weights' is (d, units), of a wide sparse block scattered; the others' is flat.
     """
-    X, parts = block.narrow, network.split(v)
-    if block.columns is not None:
-        parts[0] = parts[0][0][block.columns], parts[0][1]
-    parts = [tuple(array.astype(X.dtype, copy=False) for array in part) for part in parts]  # type: ignore[misc]
-    value, gradient = of_rows(network, loss, parts, X, block.y, block.w, rows)
+    parts = _parts(network, block, v)
+    value, gradient = of_rows(
+        network, loss, parts, block.narrow, block.y, block.w, rows, dropout, rng
+    )
     (by_first, by_biases), *others = gradient
     flat = [by_biases, *(array.ravel() for part in others for array in part)]
     return value, block.widened(by_first), np.concatenate(flat)
+
+
+def _parts(network: Network, block: Block, v: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The weights of every layer for the columns and in the precision of a block."""
+    parts = network.split(v)
+    if block.columns is not None:
+        parts[0] = parts[0][0][block.columns], parts[0][1]
+    dtype = block.X.dtype
+    return [(W.astype(dtype, copy=False), b.astype(dtype, copy=False)) for W, b in parts]

@@ -4,9 +4,10 @@ r"""Stochastic gradients over blocks: what partitions do with samples of their r
 
     F(v) = \frac1W \sum_i w_i \, \ell_i(v) + \frac12 \sum_j r_j v_j^2, \qquad W = \sum_i w_i
 
-A model is a pure function ``model(block, v) -> (loss, gradient)``: sums over the block's rows at
-flat parameters v, and of the shape of v. Linear predictors are one (:class:`Linear`), networks are
-others; nothing here knows more of them.
+A model is a pure function ``model(block, v, rng) -> (loss, gradient)``: sums over the block's rows
+at flat parameters v, and of the shape of v. ``rng`` is for what it draws in training (dropout).
+``model.value(block, v)`` is the loss alone, where nothing is drawn. Linear predictors are one
+(:class:`Linear`), networks are others; nothing here knows more of them.
 
 Every estimate divides by the weight that was drawn, so that a partition counts by its rows.
 
@@ -16,11 +17,11 @@ remember the parameters, and a round sends only what is new of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,12 +29,20 @@ from mllib_ext.blockfile import Block, Handle
 from mllib_ext.compression import Link, Memory, Wire
 from mllib_ext.flights import Flights
 from mllib_ext.losses import Loss
-from mllib_ext.objective import Coordinates, Objective, Shifted, value_and_gradient
+from mllib_ext.objective import Coordinates, Objective, Shifted, margins, value_and_gradient
 from mllib_ext.partials import Walk
-from mllib_ext.sampling import Draw, Steps, batches, taken
+from mllib_ext.sampling import Draw, Steps, batches, held_out, taken
 from mllib_ext.scattered import dense
 
-Model = Callable[[Block, np.ndarray], tuple[float, np.ndarray]]
+
+class Model(Protocol):
+    """See above."""
+
+    def __call__(
+        self, block: Block, v: np.ndarray, rng: np.random.Generator | None = None
+    ) -> tuple[float, np.ndarray]: ...
+
+    def value(self, block: Block, v: np.ndarray) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,21 @@ class Linear:
     coordinates: Coordinates
     origin: np.ndarray | None = None
 
-    def __call__(self, block: Block, v: np.ndarray) -> tuple[float, np.ndarray]:
-        if self.origin is not None:
-            block = replace(block, X=block.X - self.origin)
-        here = self.coordinates.to_data(v)
+    def __call__(
+        self, block: Block, v: np.ndarray, rng: np.random.Generator | None = None
+    ) -> tuple[float, np.ndarray]:
+        block, here = self._seen(block), self.coordinates.to_data(v)
         value, by_coef, by_intercept = value_and_gradient(self.loss, block, *here)
         return value, self.coordinates.pull_back(dense(by_coef), by_intercept)
+
+    def value(self, block: Block, v: np.ndarray) -> float:
+        """The block's summed loss."""
+        block, here = self._seen(block), self.coordinates.to_data(v)
+        losses, _ = self.loss.value_and_gradient(block.y, margins(block, *here))
+        return float(losses @ block.w)
+
+    def _seen(self, block: Block) -> Block:
+        return block if self.origin is None else replace(block, X=block.X - self.origin)
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,26 @@ class Stochastic:
         (total,) = self.blocks.sum(partial(value, self.model), v)
         penalty = 0.5 * self.strength * float(self.ridge @ (v * v))
         return float(total) / self.blocks.weight_sum + penalty
+
+    def value_and_validation(
+        self, v: np.ndarray, fraction: float, seed: int
+    ) -> tuple[float, float]:
+        """``F(v)`` over the rows that train, and the mean loss of those held out. One round.
+
+        Raises
+        ------
+        ValueError
+            None of the one or of the other have a weight.
+        """
+        stage = partial(value_and_validation, self.model, fraction, seed)
+        loss, weight, validation, of_held_out = self.blocks.sum(stage, v)
+        if not (weight > 0 and of_held_out > 0):
+            raise ValueError(
+                "param validationFraction: expected rows to train on and others to validate on, "
+                f"found a weight of {weight:g} and of {of_held_out:g}"
+            )
+        penalty = 0.5 * self.strength * float(self.ridge @ (v * v))
+        return float(loss) / weight + penalty, float(validation) / of_held_out
 
     def pull(self, v: np.ndarray) -> np.ndarray:
         """The gradient of the penalty."""
@@ -211,18 +249,30 @@ class GradientFlights:
 
 def value(model: Model, block: Block, v: np.ndarray) -> tuple[Any]:
     """The block's summed loss."""
-    return (model(block, v)[0],)
+    return (model.value(block, v),)
+
+
+def value_and_validation(
+    model: Model, fraction: float, seed: int, block: Block, v: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Summed loss and weight of a block's rows that train, and of those held out."""
+    out = held_out(block.X, fraction, seed)
+    sides = [taken(block, np.flatnonzero(side)) for side in (~out, out)]
+    (loss, weight), (validation, of_held_out) = (
+        (model.value(side, v) if side.n else 0.0, float(side.w.sum())) for side in sides
+    )
+    return loss, weight, validation, of_held_out
 
 
 def sampled_gradient(
-    model: Model, block: Block, v: np.ndarray, draw: tuple[int, ...]
+    model: Model, block: Block, v: np.ndarray, draw: tuple[Any, ...]
 ) -> tuple[np.ndarray, float]:
     """Summed gradient (size,) and weight of the rows that a block draws."""
     share = Draw(*draw)
-    sample = block if share.count == 1 else taken(block, share.rows(block))
+    sample = share.training(block if share.count == 1 else taken(block, share.rows(block)))
     if not sample.n:
         return np.zeros_like(v), 0.0
-    return model(sample, v)[1], float(sample.w.sum())
+    return model(sample, v, share.noise(sample))[1], float(sample.w.sum())
 
 
 def walked(
@@ -236,12 +286,18 @@ def walked(
     draw: Draw,
 ) -> tuple[np.ndarray, Memory, float]:
     """A partition's own stochastic gradient descent: where it ends, its memory, its weight."""
-    v, weight = start, 0.0
+    v, weight, rng = start, 0.0, None
     for batch, passes in batches(steps.fraction, draw, n_rows, blocks):
         share = float(batch.w.sum())
         if share > 0:
+            rng = rng or draw.noise(batch)
             eta = steps.schedule.rate(passes / steps.fraction, passes)
-            slope = model(batch, v)[1] / share
+            slope = model(batch, v, rng)[1] / share
+            if v.dtype != slope.dtype:  # a model's own precision is that of all its walk
+                v, ridge = v.astype(slope.dtype), ridge.astype(slope.dtype)
+                memory = tuple(
+                    m.astype(slope.dtype) if isinstance(m, np.ndarray) else m for m in memory
+                )
             v, memory = steps.rule.move(v, slope, ridge * v, memory, eta)
             weight += share
     return v, memory, weight
@@ -254,7 +310,7 @@ def moved(
     handle: Handle,
     blocks: Iterable[Block],
     start: np.ndarray,
-    draw: tuple[int, ...],
+    draw: tuple[Any, ...],
 ) -> tuple[np.ndarray, float]:
     """How far a partition came, times its weight; and the weight."""
     memory = steps.rule.start(len(start))
@@ -272,7 +328,7 @@ def answered(
     blocks: Iterable[Block],
     state: Any,
     message: bytes,
-    packed: tuple[int, ...],
+    packed: tuple[Any, ...],
 ) -> tuple[tuple[list[bytes], float], Any]:
     """A partition's message about ``stage`` at the parameters that it has now."""
     draw = Draw(*packed)

@@ -18,7 +18,7 @@ SOLVERS = ("sgd", "adam")
 ADAM_STEP = 0.01
 
 
-class StochasticParams(HasSolver, HasStepSize, HasSeed):
+class StochasticParams(HasSeed, HasStepSize, HasSolver):
     """How the solvers ``sgd`` and ``adam`` go through the data."""
 
     momentum: Param[float] = Param(
@@ -103,6 +103,20 @@ class StochasticParams(HasSolver, HasStepSize, HasSeed):
         typeConverter=TypeConverters.toInt,
     )
 
+    validationFraction: Param[float] = Param(
+        Params._dummy(),
+        "validationFraction",
+        "solvers sgd and adam: the share of the rows held out to stop by their loss, in [0, 1); "
+        "0 is none",
+        typeConverter=TypeConverters.toFloat,
+    )
+    patience: Param[int] = Param(
+        Params._dummy(),
+        "patience",
+        "solvers sgd and adam: passes without a better loss after which to stop (>= 1)",
+        typeConverter=TypeConverters.toInt,
+    )
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._setDefault(
@@ -120,6 +134,8 @@ class StochasticParams(HasSolver, HasStepSize, HasSeed):
             compression="none",
             compressionShare=0.01,
             compressionRank=2,
+            validationFraction=0.0,
+            patience=sgd.PATIENCE,
             seed=0,
         )
 
@@ -174,6 +190,14 @@ class StochasticParams(HasSolver, HasStepSize, HasSeed):
     def getCompressionRank(self) -> int:
         """The rank of powersgd's factors."""
         return self.getOrDefault(self.compressionRank)
+
+    def getValidationFraction(self) -> float:
+        """The share of the rows held out to stop by."""
+        return self.getOrDefault(self.validationFraction)
+
+    def getPatience(self) -> int:
+        """Passes without a better loss after which to stop."""
+        return self.getOrDefault(self.patience)
 
 
 class StochasticEstimator(StochasticParams):
@@ -235,6 +259,14 @@ class StochasticEstimator(StochasticParams):
         """Set the rank of powersgd's factors."""
         return self._set(compressionRank=value)
 
+    def setValidationFraction(self, value: float) -> Self:
+        """Set the share of the rows held out to stop by; 0 is none."""
+        return self._set(validationFraction=value)
+
+    def setPatience(self, value: int) -> Self:
+        """Set after how many passes without a better loss to stop."""
+        return self._set(patience=value)
+
     def setSeed(self, value: int) -> Self:
         """Set the seed of the samples."""
         return self._set(seed=value)
@@ -257,6 +289,8 @@ class StochasticEstimator(StochasticParams):
             "compression": (f"one of {COMPRESSIONS}", COMPRESSIONS.__contains__),
             "compressionShare": ("a number in (0, 1]", lambda x: 0 < x <= 1),
             "compressionRank": ("1 or more", lambda x: x >= 1),
+            "validationFraction": below_1,
+            "patience": ("1 or more", lambda x: x >= 1),
             "seed": ("0 or more", lambda x: x >= 0),
         }
         if self.getSolver() == "adam":
@@ -299,5 +333,7 @@ class StochasticEstimator(StochasticParams):
             "compression": self.getCompression(),
             "share": self.getCompressionShare(),
             "rank": self.getCompressionRank(),
+            "validation_fraction": self.getValidationFraction(),
+            "patience": self.getPatience(),
             "seed": self.getSeed(),
         }

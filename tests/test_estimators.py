@@ -109,6 +109,8 @@ STOCHASTIC = {
     "compression": "none",
     "compressionShare": 0.01,
     "compressionRank": 2,
+    "validationFraction": 0.0,
+    "patience": 5,
     "seed": 0,
 }
 DESCENT = {**STOCHASTIC, "lineSearch": "barzilai-borwein"}
@@ -245,7 +247,14 @@ ENTRIES = {
         },
         state=("weights", "getLayers", "numClasses"),
         twin=mllib_classification.MultilayerPerceptronClassifier,
-        more={"activation": "sigmoid", "regParam": 0.0, "seed": 0},
+        more={
+            "activation": "sigmoid",
+            "regParam": 0.0,
+            "dropout": 0.0,
+            "batchSize": 0,
+            **STOCHASTIC,
+            "stepSize": 0.03,
+        },
         evaluator=lambda: MulticlassClassificationEvaluator(labelCol="three", metricName="logLoss"),  # type: ignore[arg-type]
         same_optimum=False,
     ),

@@ -213,6 +213,10 @@ class LinearSVC(
         How these steps are shared among the partitions: :mod:`mllib_ext.optimizers.sgd`.
     compression, compressionShare, compressionRank
         How what is sent is made small: :mod:`mllib_ext.compression`.
+    validationFraction, patience
+        Early stopping of the solvers ``sgd`` and ``adam``: the share of the rows held out, 0 for
+        none, and after how many passes without a better loss of theirs to stop. The model is the
+        one that had the best.
 
     Raises
     ------
@@ -271,6 +275,8 @@ class LinearSVC(
         compression: str = "none",
         compressionShare: float = 0.01,
         compressionRank: int = 2,
+        validationFraction: float = 0.0,
+        patience: int = 5,
         seed: int = 0,
     ) -> None:
         super().__init__()

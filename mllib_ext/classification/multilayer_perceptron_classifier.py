@@ -130,8 +130,30 @@ class MultilayerPerceptronClassifier(  # type: ignore[misc]
         ``alpha`` divided by the number of rows.
     weightCol : str, optional
         Weights of rows. For weights by class see :class:`mllib_ext.feature.ClassBalancer`.
-    solver : {"l-bfgs", "gd"}
-        ``gd`` is gradient descent over all rows with the fixed step ``stepSize``.
+    solver : {"l-bfgs", "gd", "sgd", "adam"}
+        ``gd`` is gradient descent over all rows with the fixed step ``stepSize``. ``sgd`` and
+        ``adam`` go by mini-batches, and ``maxIter`` counts their passes over the rows.
+    stepSize, momentum, nesterov, schedule, decay, warmUp
+        Steps of the solvers ``sgd`` and ``adam``. Unless ``stepSize`` is set, ``sgd`` begins with
+        0.1, ``adam`` with 0.001; the schedule takes it to 0 at the end of ``maxIter`` passes.
+    batchSize : int
+        Rows in a step of these, about. It stands for a ``miniBatchFraction`` of so many among all
+        rows, or with ``updates="local"`` among those of a partition of mean size, so that a step
+        of all n partitions together sees n times as many. 0 is by ``miniBatchFraction``.
+    miniBatchFraction : float
+        The share of the rows in a step, in (0, 1]; with local updates of a partition's.
+    dropout : float
+        The share of the hidden layers' activations that each row leaves out in a step of ``sgd``
+        or ``adam``, drawn anew, in [0, 1). Losses and predictions are those of the whole network.
+    updates, localSteps, outerMomentum, maxStaleness
+        How steps are shared among the partitions: :mod:`mllib_ext.optimizers.sgd`. Most networks
+        are best off with ``local``: a round for every step costs more than the step.
+    compression, compressionShare, compressionRank
+        How what is sent is made small: :mod:`mllib_ext.compression`.
+    validationFraction, patience
+        Early stopping of ``sgd`` and ``adam``: the share of the rows held out, 0 for none, and
+        after how many passes without a better loss of theirs to stop. The model is the one that
+        had the best. What a row is decides whether it is held out, equal rows together.
     blockSize : int
         Rows that pass through the layers together. It changes nothing but the speed.
     initialWeights : Vector, optional
@@ -179,6 +201,23 @@ class MultilayerPerceptronClassifier(  # type: ignore[misc]
         featuresCols: list[str] | None = None,
         regParam: float = 0.0,
         activation: str = "sigmoid",
+        dropout: float = 0.0,
+        batchSize: int = 0,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        miniBatchFraction: float = 0.1,
+        schedule: str = "cosine",
+        decay: float = 1e-4,
+        warmUp: float = 0.0,
+        updates: str = "synchronous",
+        localSteps: int = 0,
+        outerMomentum: float = 0.0,
+        maxStaleness: int = 1,
+        compression: str = "none",
+        compressionShare: float = 0.01,
+        compressionRank: int = 2,
+        validationFraction: float = 0.0,
+        patience: int = 5,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

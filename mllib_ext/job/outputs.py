@@ -93,6 +93,7 @@ def line(record: Record) -> dict[str, Any]:
     return {
         "iteration": record.iteration,
         "loss": record.loss,
+        "validation_loss": record.validation_loss,
         "gradient_norm": record.gradient_norm,
         "step_size": record.step_size,
         "seconds": record.seconds,

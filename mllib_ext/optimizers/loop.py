@@ -164,6 +164,8 @@ class Record:
         The settings that the iteration ran under.
     actions : tuple of str
         What callbacks asked for after the round, in words.
+    validation_loss : float
+        The mean loss of rows held out, of a state that has one; else NaN.
     """
 
     iteration: int
@@ -174,6 +176,7 @@ class Record:
     rounds: tuple[Any, ...]
     settings: Settings
     actions: tuple[str, ...] = ()
+    validation_loss: float = math.nan
 
 
 S = TypeVar("S", bound=State)
@@ -339,6 +342,7 @@ def iterate(
             seconds=time.perf_counter() - began,
             rounds=drain(),
             settings=settings,
+            validation_loss=getattr(state, "validation_loss", math.nan),
         )
         _refuse_divergence(losses, record, divergence)
         actions = [action for callback in callbacks for action in _answer(callback, state, record)]

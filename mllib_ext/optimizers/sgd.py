@@ -19,7 +19,9 @@ What goes up and down may be compressed (:mod:`mllib_ext.compression`). Then, an
 remember, partitions have states. One that is lost with its executor takes the run back to where all
 states were last collected on the driver, every :data:`ANCHOR` passes.
 
-After a pass one more round measures the objective over all rows.
+After a pass one more round measures the objective over all rows. With a ``validation_fraction``
+that is the objective of the rows that train, and the mean loss of those held out: the run stops
+once ``patience`` passes brought no better one, and ends with the parameters that had the best.
 """
 
 from __future__ import annotations
@@ -96,6 +98,10 @@ class StochasticSettings(SmoothSettings):
         Whether what these two leave out comes later (1) or never (0).
     rule_name : str
         One of :data:`~mllib_ext.optimizers.RULES`.
+    validation_fraction : float
+        Of the rows, held out to stop by; 0 is none.
+    patience : int
+        Passes without a better loss after which a run stops, 1 or more.
     seed : int
     """
 
@@ -114,6 +120,8 @@ class StochasticSettings(SmoothSettings):
     rank: int = setting(2, low=1, tunable=False)
     feedback: int = setting(1, low=0, high=1, tunable=False)
     rule_name: str = setting("sgd", choices=RULES, tunable=False)
+    validation_fraction: float = setting(0.0, low=0, high=ALMOST_ONE, tunable=False)
+    patience: int = setting(PATIENCE, low=1)
     seed: int = setting(0, tunable=False)
 
     def __post_init__(self) -> None:
@@ -123,6 +131,10 @@ class StochasticSettings(SmoothSettings):
                 "setting 'compression': expected 'none' with asynchronous updates, "
                 f"found {self.compression!r}"
             )
+
+    def draw(self, epoch: int, index: int) -> Draw:
+        """The rows of a round."""
+        return Draw(self.seed, epoch, index, self.n_rounds, self.validation_fraction)
 
     @property
     def rates(self) -> Schedule:
@@ -180,6 +192,12 @@ class Passes(State):
         What the driver knows of the partitions, if they remember anything.
     anchor : Passes or None
         A state whose partitions' states are on the driver.
+    validation_loss : float
+        The mean loss of the rows held out; NaN without any.
+    best : Passes or None
+        Where that was least so far.
+    waited : int
+        Passes since it fell by more than ``tol`` times its least value before.
     """
 
     v: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -189,6 +207,9 @@ class Passes(State):
     steps: int = 0
     link: Link | None = None
     anchor: Passes | None = None
+    validation_loss: float = math.nan
+    best: Passes | None = None
+    waited: int = 0
 
 
 class Flights(Protocol):
@@ -206,6 +227,10 @@ class Sampled(Protocol):
     """What a run sees of an objective; :class:`mllib_ext.stochastic.Stochastic` is one."""
 
     def value(self, v: np.ndarray) -> float: ...
+
+    def value_and_validation(
+        self, v: np.ndarray, fraction: float, seed: int
+    ) -> tuple[float, float]: ...
 
     def pull(self, v: np.ndarray) -> np.ndarray: ...
 
@@ -228,21 +253,40 @@ class Sampled(Protocol):
 def stopped_falling(losses: Sequence[float], state: Any, settings: Any) -> bool:
     """No pass of the last five had a loss lower by ``tol * |first loss|`` than those before.
 
-    With a schedule that has an end, only there.
+    ``patience`` says how many in place of five. With a schedule that has an end, only there; with
+    a validation fraction never.
     """
-    before, last = losses[:-PATIENCE], losses[-PATIENCE:]
-    if not before or (settings.schedule not in ENDLESS and state.epoch < settings.max_iter):
+    before, last = losses[: -settings.patience], losses[-settings.patience :]
+    if settings.validation_fraction or not before:
+        return False
+    if settings.schedule not in ENDLESS and state.epoch < settings.max_iter:
         return False
     return min(before) - min(last) <= settings.tol * abs(losses[0])
 
 
-STOPPING: dict[str, StoppingRule] = {"loss": stopped_falling}
+def validation_stopped_falling(losses: Sequence[float], state: Any, settings: Any) -> bool:
+    """So many passes as ``patience`` says brought no better loss of the rows held out."""
+    return settings.validation_fraction > 0 and state.waited >= settings.patience
+
+
+STOPPING: dict[str, StoppingRule] = {
+    "loss": stopped_falling,
+    "validation": validation_stopped_falling,
+}
 
 
 def start(objective: Sampled, v: np.ndarray, settings: StochasticSettings) -> Passes:
     """Evaluate the starting point."""
     memory = settings.rule.start(len(v))
-    return Passes(objective.value(v), v=v, memory=memory, outer=np.zeros_like(v))
+    return _measured(objective, Passes(0.0, v=v, memory=memory, outer=np.zeros_like(v)), settings)
+
+
+def finish(state: Passes) -> Passes:
+    """The state that a run ends with: where the loss of the rows held out was least."""
+    if state.best is None:
+        return state
+    best = state.best
+    return replace(state, v=best.v, loss=best.loss, validation_loss=best.validation_loss)
 
 
 def again(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
@@ -268,7 +312,24 @@ def step(objective: Sampled, state: Passes, settings: StochasticSettings) -> Pas
                 assert state.anchor is not None
                 logger.warning("%s: back to pass %d", lost, state.anchor.epoch)
                 state = replace(state.anchor, anchor=state.anchor)
-        return replace(after, loss=objective.value(after.v), epoch=state.epoch + 1)
+        return _measured(objective, replace(after, epoch=state.epoch + 1), settings)
+
+
+def _measured(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
+    """The state with its losses."""
+    fraction = settings.validation_fraction
+    if not fraction:
+        return replace(state, loss=objective.value(state.v))
+    loss, validation = objective.value_and_validation(state.v, fraction, settings.seed)
+    state = replace(state, loss=loss, validation_loss=validation)
+    least = None if state.best is None else state.best.validation_loss
+    waited = 0
+    if least is not None and validation >= least - settings.tol * abs(least):
+        waited = state.waited + 1
+    if least is None or validation < least:
+        best = replace(state, memory=(), outer=np.empty(0), link=None, anchor=None, best=None)
+        state = replace(state, best=best)
+    return replace(state, waited=waited)
 
 
 def _synchronous(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
@@ -279,7 +340,7 @@ def _synchronous(objective: Sampled, state: Passes, settings: StochasticSettings
     wire = settings.wire(objective.matrices)
     v, memory, link, steps, eta = state.v, state.memory, state.link, state.steps, 0.0
     for index in range(count):
-        draw = Draw(settings.seed, state.epoch, index, count)
+        draw = settings.draw(state.epoch, index)
         gradient, link = objective.gradient(v, draw, wire, link)
         if gradient is not None:
             eta = settings.rates.rate(steps, state.epoch + (index + 0.5) / count)
@@ -294,7 +355,7 @@ def _local(objective: Sampled, state: Passes, settings: StochasticSettings) -> P
     fraction, rates = settings.mini_batch_fraction, settings.rates
     steps, wire = Steps(settings.rule, rates, fraction), settings.wire(objective.matrices)
     for index in range(count):
-        draw = Draw(settings.seed, state.epoch, index, count)
+        draw = settings.draw(state.epoch, index)
         moved, link = objective.moves(v, draw, steps, wire, link)
         if moved is not None:
             outer = settings.outer_momentum * outer + moved
@@ -314,7 +375,7 @@ def _asynchronous(objective: Sampled, state: Passes, settings: StochasticSetting
         while min(done) < count:
             ahead = min(count - 1, min(done) + settings.staleness)
             for group in sorted(g for g in idle if done[g] <= ahead):
-                flights.send(group, v, Draw(settings.seed, state.epoch, done[group], count))
+                flights.send(group, v, settings.draw(state.epoch, done[group]))
                 idle.remove(group)
             group, gradient = flights.receive()
             if gradient is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,7 +59,8 @@ def minimize(
         :mod:`~mllib_ext.optimizers.gd`, :mod:`~mllib_ext.optimizers.lbfgs` or
         :mod:`~mllib_ext.optimizers.newton`: ``start(objective, v, settings) -> state`` and
         ``step(objective, state, settings) -> state``. Its ``STOPPING`` has rules of its own, its
-        ``again(objective, state, settings)`` goes on under another objective in place of a start.
+        ``again(objective, state, settings)`` goes on under another objective in place of a start,
+        its ``finish(state)`` is what a run ends with in place of the last state.
     objective : callable
         ``objective(reg_param)``: a run may change the strength of the penalty.
     v : ndarray
@@ -82,6 +83,8 @@ def minimize(
     with one_thread():
         state = method.start(objective(settings.reg_param), v, settings)
         rules = getattr(method, "STOPPING", SMOOTH)
-        return iterate(
+        result: Result[Any] = iterate(
             step, state, settings, callbacks, stopping=rules, changed=changed, drain=drain
         )
+    finish = getattr(method, "finish", lambda state: state)
+    return replace(result, state=finish(result.state))

@@ -27,6 +27,10 @@ import numpy as np
 
 Memory = tuple[Any, ...]
 
+# Parameters that move together: what is computed between their reading and writing stays in a
+# core's cache.
+CHUNK = 1 << 13
+
 
 class Rule(ABC):
     """One rule of the table above."""
@@ -96,14 +100,25 @@ class Adam(Rule):
         self, v: np.ndarray, g: np.ndarray, r: np.ndarray, memory: Memory, eta: float
     ) -> tuple[np.ndarray, Memory]:
         first, second, t = memory
-        if not self.decoupled:
-            g = g + r
-        first = self.beta1 * first + (1.0 - self.beta1) * g
-        second = self.beta2 * second + (1.0 - self.beta2) * (g * g)
         t += 1
-        mean, square = first / (1.0 - self.beta1**t), second / (1.0 - self.beta2**t)
-        step = mean / (np.sqrt(square) + self.epsilon)
-        return v - eta * (step + r if self.decoupled else step), (first, second, t)
+        v, first, second = v.copy(), first.copy(), second.copy()
+        unbiased = 1.0 - self.beta1**t, 1.0 - self.beta2**t
+        for start in range(0, len(v), CHUNK):
+            part = slice(start, start + CHUNK)
+            slope = g[part] if self.decoupled else g[part] + r[part]
+            first[part] *= self.beta1
+            first[part] += (1.0 - self.beta1) * slope
+            second[part] *= self.beta2
+            second[part] += (1.0 - self.beta2) * (slope * slope)
+            root = np.sqrt(second[part] / unbiased[1])
+            root += self.epsilon
+            step = first[part] / unbiased[0]
+            step /= root
+            if self.decoupled:
+                step += r[part]
+            step *= eta
+            v[part] -= step
+        return v, (first, second, t)
 
 
 RULES = ("sgd", "nesterov", "adagrad", "adam", "adamw")

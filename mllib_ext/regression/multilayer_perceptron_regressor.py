@@ -71,7 +71,8 @@ class MultilayerPerceptronRegressor(  # type: ignore[misc]
 
     Parameters
     ----------
-    featuresCol, activation, regParam, weightCol, solver, stepSize, blockSize, initialWeights, seed
+    featuresCol, activation, regParam, weightCol, solver, blockSize, initialWeights, seed, dropout,
+    batchSize, and those of the solvers ``sgd`` and ``adam``
         As of :class:`mllib_ext.classification.MultilayerPerceptronClassifier`. Without
         ``initialWeights`` the output's bias starts at the mean label.
     layers : list of int
@@ -114,6 +115,23 @@ class MultilayerPerceptronRegressor(  # type: ignore[misc]
         featuresCols: list[str] | None = None,
         regParam: float = 0.0,
         activation: str = "sigmoid",
+        dropout: float = 0.0,
+        batchSize: int = 0,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        miniBatchFraction: float = 0.1,
+        schedule: str = "cosine",
+        decay: float = 1e-4,
+        warmUp: float = 0.0,
+        updates: str = "synchronous",
+        localSteps: int = 0,
+        outerMomentum: float = 0.0,
+        maxStaleness: int = 1,
+        compression: str = "none",
+        compressionShare: float = 0.01,
+        compressionRank: int = 2,
+        validationFraction: float = 0.0,
+        patience: int = 5,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -8,13 +8,16 @@ import pytest
 from pyspark.ml import classification as mllib
 from pyspark.ml.linalg import Vectors
 from sklearn.datasets import load_iris
+from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier
 
 from data_frames import every_kind_of_features
 from mllib_ext import fitting
 from mllib_ext.classification import MultilayerPerceptronClassifier
-from mllib_ext.network import Network
+from mllib_ext.losses import softmax
+from mllib_ext.network import Network, margins
 from mllib_ext.optimizers.loop import ConvergenceWarning, Stop
+from mllib_ext.sampling import held_out
 
 DATA = load_iris()
 CHOSEN = np.random.default_rng(0).permutation(150)[:90]
@@ -163,7 +166,16 @@ def test_thresholds_move_the_class_as_in_pyspark_ml(frame):
         ({"initialWeights": Vectors.dense(1.0)}, "param initialWeights: expected 43 .* found 1"),
         ({"initialWeights": Vectors.dense([np.nan] * 43)}, "param initialWeights: expected finite"),
         ({"activation": "rleu"}, "param activation: expected one of .*'relu'.* found 'rleu'"),
-        ({"solver": "newton"}, r"param solver: expected one of \('l-bfgs', 'gd'\)"),
+        ({"solver": "newton"}, r"param solver: expected one of \('l-bfgs', 'gd', 'sgd', 'adam'\)"),
+        ({"solver": "adam", "dropout": 1.0}, r"param dropout: .* in \[0, 1\), found 1.0"),
+        ({"dropout": 0.5}, "param dropout: expected 0 with l-bfgs, found 0.5"),
+        (
+            {"batchSize": 9, "solver": "sgd", "miniBatchFraction": 0.5},
+            "param batchSize: expected 0",
+        ),
+        ({"solver": "sgd", "validationFraction": 1e-9}, "param validationFraction: .* of 0$"),
+        ({"validationFraction": 1.0}, r"param validationFraction: .* in \[0, 1\), found 1.0"),
+        ({"patience": 0}, "param patience: expected 1 or more, found 0"),
         ({"stepSize": 0.0}, "param stepSize: expected a number above 0, found 0.0"),
         ({"blockSize": 0}, "param blockSize: expected 1 or more, found 0"),
         ({"regParam": -1.0}, "param regParam: expected a number of 0 or more, found -1.0"),
@@ -181,3 +193,71 @@ def test_what_cannot_be_used_is_refused_before_any_round(frame, params, message)
 def test_layers_have_no_default(frame):
     with pytest.raises(ValueError, match="param layers: expected the units of each layer"):
         MultilayerPerceptronClassifier(featuresCol="dense").fit(frame)
+
+
+# --- solvers sgd and adam -----------------------------------------------------------------------
+
+STOCHASTIC: dict[str, dict[str, Any]] = {
+    "adam": {"solver": "adam", "stepSize": 0.05},
+    "sgd": {"solver": "sgd", "momentum": 0.9, "stepSize": 0.1},
+    "adam local": {"solver": "adam", "stepSize": 0.05, "updates": "local", "localSteps": 3},
+    "sgd powersgd": {"solver": "sgd", "stepSize": 0.5, "compression": "powersgd"},
+}
+
+
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+@pytest.mark.parametrize("way", STOCHASTIC)
+def test_steps_by_samples_tell_the_classes_apart_as_well_as_l_bfgs(frame, way):
+    params = {"maxIter": 40, "tol": 0.0, "batchSize": 10, "seed": 3, "regParam": 1e-3}
+    model = new(**params, **STOCHASTIC[way]).fit(frame)
+    best = stopped(frame, maxIter=60, regParam=1e-3, tol=0.0)
+    losses = [record.loss for record in model.history]
+    fall = losses[0] - best.history[-1].loss
+    assert losses[-1] <= losses[0] - 0.93 * fall  # a local minimum of its own
+    assert losses[0] == pytest.approx(best.history[0].loss, rel=1e-12)
+    predicted = [row["prediction"] for row in model.transform(frame).orderBy("i").collect()]
+    assert np.mean(np.array(predicted) == Y) >= 0.93
+
+
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+@pytest.mark.parametrize("updates", ["synchronous", "local"])
+def test_dropout_is_the_same_on_executors_and_on_the_driver_and_another_by_the_seed(
+    frame, monkeypatch, updates
+):
+    params = {
+        "solver": "adam", "dropout": 0.4, "maxIter": 2, "batchSize": 20, "updates": updates,
+        "validationFraction": 0.2,
+    }  # fmt: skip
+    here = new(**params, seed=1).fit(frame)
+    assert np.abs(weights(new(**params, seed=2).fit(frame)) - weights(here)).max() > 1e-4
+    whole = new(**{**params, "dropout": 0.0}, seed=1).fit(frame)
+    assert np.abs(weights(whole) - weights(here)).max() > 1e-4
+    monkeypatch.setattr(fitting, "DRIVER_BYTES", 0)
+    there = new(**params, seed=1).fit(frame)
+    np.testing.assert_array_equal(weights(there), weights(here))
+    # The loss of the start is that of the whole network, over the rows that train.
+    assert here.history[0].loss == whole.history[0].loss
+
+
+def test_early_stopping_keeps_the_weights_that_did_best_on_rows_held_out(frame):
+    seen = []
+    model = (
+        new(
+            solver="adam", stepSize=0.3, schedule="constant", batchSize=5, maxIter=100,
+            validationFraction=0.3, patience=4, tol=0.0, seed=1,
+        )
+        .setCallbacks([lambda state, record: seen.append(state.v)])
+        .fit(frame)
+    )  # fmt: skip
+    losses = [record.validation_loss for record in model.history]
+    best = int(np.argmin(losses))
+    assert (model.converged, model.reason) == (True, "validation")
+    assert model.n_iter == best + 4 < 100
+    np.testing.assert_array_equal(weights(model), seen[best])
+    assert np.abs(seen[-1] - seen[best]).max() > 1e-3
+    # About 0.3 of the rows; the loss of those alone.
+    out = held_out(X, 0.3, 1)
+    assert 12 <= out.sum() <= 42
+    z = margins(Network(tuple(LAYERS)), Network(tuple(LAYERS)).split(seen[best]), X[out])
+    expected = log_loss(Y[out], softmax(z), labels=range(3))
+    assert losses[best] == pytest.approx(expected, rel=1e-9)

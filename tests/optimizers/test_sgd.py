@@ -19,7 +19,7 @@ from mllib_ext.optimizers.loop import Change, Checkpoint, DivergenceError, Resto
 from mllib_ext.optimizers.smooth import minimize
 from mllib_ext.partials import StateLost
 from mllib_ext.penalties import L2
-from mllib_ext.sampling import Draw, batches
+from mllib_ext.sampling import Draw, batches, held_out
 from mllib_ext.stochastic import GradientFlights, Stochastic, moved
 
 N, D = 400, 5
@@ -87,6 +87,38 @@ def test_mini_batches_hold_each_row_that_is_drawn_once(wide):
     np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
     assert 4 < passes[0] < passes[-1] < 5
     assert passes == sorted(passes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_a_row_is_decides_whether_it_is_held_out(dtype):
+    rows = np.random.default_rng(0).integers(0, 256, (20_000, 6)).astype(dtype)
+    out = held_out(rows, 0.25, 3)
+    # Four standard deviations of a share of 20,000 independent rows.
+    assert abs(out.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 20_000)
+    order = np.random.default_rng(1).permutation(len(rows))
+    np.testing.assert_array_equal(held_out(rows[order], 0.25, 3), out[order])
+    np.testing.assert_array_equal(held_out(sp.csr_array(rows), 0.25, 3), out)
+    assert 0.55 < (held_out(rows, 0.25, 4) == out).mean() < 0.7  # by chance 5 in 8
+    assert not held_out(rows, 0.0, 3).any()
+    assert held_out(rows, 1.0, 3).all()
+
+
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+@pytest.mark.parametrize("updates", sgd.UPDATES)
+def test_no_round_draws_a_row_held_out(updates):
+    # Those that are would take the run elsewhere: their labels are wrong.
+    out = held_out(X, 0.3, 0)
+    wrong = np.where(out, 1 - Y, Y)
+    way = {"updates": updates, "step_size": 0.3, "mini_batch_fraction": 0.2, "max_iter": 2}
+    runs = [
+        descended(objective(y=y), validation_fraction=0.3, patience=9, **way) for y in (Y, wrong)
+    ]
+    for one, other in zip(*(run.history for run in runs), strict=True):
+        assert one.loss == other.loss
+        assert one.iteration == 0 or one.validation_loss < other.validation_loss
+    alone = replace(objective(y=Y[~out], w=W[~out], X=X[~out]), coordinates=objective().coordinates)
+    end = runs[0].state
+    assert end.loss == pytest.approx(Stochastic.of(alone).value(end.v), rel=1e-12)
 
 
 # --- the model and its estimates ----------------------------------------------------------------
