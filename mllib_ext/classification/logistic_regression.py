@@ -265,6 +265,7 @@ class LogisticRegression(
         compressionShare: float = 0.01,
         compressionRank: int = 2,
         seed: int = 0,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -179,6 +179,7 @@ class MultilayerPerceptronClassifier(  # type: ignore[misc]
         featuresCols: list[str] | None = None,
         regParam: float = 0.0,
         activation: str = "sigmoid",
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

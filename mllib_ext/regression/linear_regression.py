@@ -187,6 +187,7 @@ class LinearRegression(
         compressionShare: float = 0.01,
         compressionRank: int = 2,
         seed: int = 0,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

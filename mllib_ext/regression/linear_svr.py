@@ -171,6 +171,7 @@ class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesP
         compressionShare: float = 0.01,
         compressionRank: int = 2,
         seed: int = 0,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)
