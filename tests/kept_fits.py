@@ -19,7 +19,7 @@ from mllib_ext import fitting
 from mllib_ext.classification import KernelSVC, LogisticRegression
 from mllib_ext.clustering import KMeans, MiniBatchKMeans
 
-SGD = {"regParam": 0.01, "miniBatchFraction": 0.25, "tol": 0.0, "maxIter": 5}
+SGD: dict[str, Any] = {"regParam": 0.01, "miniBatchFraction": 0.25, "tol": 0.0, "maxIter": 5}
 KILLED_AT = 3  # calls of the callback: the start and two iterations
 
 

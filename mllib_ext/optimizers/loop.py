@@ -399,9 +399,9 @@ def iterate(
         state, settings, iteration = kept.state, kept.settings, kept.iteration
         history, losses, checkpoints = list(kept.history), list(kept.losses), kept.checkpoints
         reason = kept.reason and _reason(losses, state, settings, stopping)
-        ended = _ended(state, settings, iteration, history, None, reason, warn)
+        ended = _ended(state, settings, iteration, history, None, reason)
         if ended is not None:
-            return ended
+            return _told(ended, settings, warn)
         state = step(state, settings)
         losses.append(state.loss)
         iteration += 1
@@ -445,7 +445,7 @@ def iterate(
                     new = settings.change(**action.values)
                     state = changed(state, settings, new)
                     settings, reason, losses = new, None, [state.loss]
-        ended = _ended(state, settings, iteration, history, stop, reason, warn)
+        ended = _ended(state, settings, iteration, history, stop, reason)
         if keeper is not None and (asked or ended or keeper.due(iteration)):
             # Also if it ends here: it may go on with another max_iter.
             progress = Progress(
@@ -454,7 +454,7 @@ def iterate(
             )  # fmt: skip
             keeper.keep(progress, ended is not None)
         if ended is not None:
-            return ended
+            return _told(ended, settings, warn)
 
         state = step(state, settings)
         losses.append(state.loss)
@@ -468,7 +468,6 @@ def _ended(
     history: Sequence[Record],
     stop: str | None,
     reason: str | None,
-    warn: bool,
 ) -> Result[S] | None:
     """The result of a run that ends here: a callback said stop, or a rule or ``max_iter`` does."""
     if stop is not None:
@@ -477,9 +476,13 @@ def _ended(
         return Result(state, True, reason, iteration, tuple(history))
     if iteration < settings.max_iter:
         return None
-    if warn:
-        _warn_unconverged(replace(history[-1], settings=settings))
     return Result(state, False, "max_iter", iteration, tuple(history))
+
+
+def _told(ended: Result[S], settings: Settings, warn: bool) -> Result[S]:
+    if warn and ended.reason == "max_iter":
+        _warn_unconverged(replace(ended.history[-1], settings=settings))
+    return ended
 
 
 def _reason(
