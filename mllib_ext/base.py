@@ -151,7 +151,8 @@ class HasCallbacks:
         ``BisectingKMeans``; names of columns; thresholds; ``checkpointInterval``. Other partitions
         or blocks of the same rows are a warning; other rows, other params, and other partitions
         where rows or states are known by them (support vectors, compressed or local updates that
-        remember), a ValueError. What callbacks remember is theirs to keep.
+        remember), a ValueError. The history goes on too, its earlier rounds without what each
+        partition did; what callbacks remember is theirs to keep.
 
         Those of ``fitMultiple``, which is also what Spark's tuners call, have a directory each
         below, by their data and params. Other fits need directories of their own: those that

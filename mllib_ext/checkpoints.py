@@ -16,14 +16,14 @@ import json
 import logging
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mllib_ext import storage
 from mllib_ext.blocks import Blocks
-from mllib_ext.optimizers.loop import Keeper, Progress, Settings
+from mllib_ext.optimizers.loop import Keeper, Progress, Record, Settings
 from mllib_ext.packed import packed, unpacked
 from mllib_ext.persistence import encoded
 
@@ -173,7 +173,8 @@ class Checkpoints(Keeper):
         path = f"{self._run}/{name}"
         try:
             storage.delete(path)  # a damaged one, that the run did not go on from
-            content = {"format": FORMAT, "fit": self._fit, "progress": progress}
+            kept = replace(progress, history=tuple(map(_short, progress.history)))
+            content = {"format": FORMAT, "fit": self._fit, "progress": kept}
             storage.put_bytes(path, packed(content))
             found = _files(self._run)
             before = [other for other in found if other < name]
@@ -221,6 +222,12 @@ class Checkpoints(Keeper):
                 f"checkpoint {path}, found {settings.max_iter}"
             )
         return progress.with_max_iter(settings.max_iter)
+
+
+def _short(record: Record) -> Record:
+    """Without the share of every partition: of a hundred thousand rounds they would fill disks."""
+    rounds = tuple(replace(one, partitions=()) for one in record.rounds)
+    return replace(record, rounds=rounds)
 
 
 def _files(path: str) -> list[str]:

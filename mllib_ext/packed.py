@@ -30,7 +30,7 @@ def packed(value: Any) -> bytes:
     structure = json.dumps(_encoded(value, arrays))
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(STRUCTURE, structure)
+        archive.writestr(STRUCTURE, structure, zipfile.ZIP_DEFLATED)
         for number, array in enumerate(arrays):
             with archive.open(f"{number}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)

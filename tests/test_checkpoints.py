@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_a_killed_fit_goes_on_to_the_bits_of_an_uninterrupted_one(frame, killed,
     assert seen[0] == kept_fits.KILLED_AT - 1  # what was kept before it was killed is not again
 
 
-OTHERS = {
+OTHERS: dict[str, Any] = {
     "gd": LogisticRegression(solver="gd", tol=0.0, maxIter=4),
     "newton": LogisticRegression(solver="newton", tol=0.0, maxIter=4),
     "proximal": LinearRegression(loss="huber", solver="l-bfgs", tol=0.0, maxIter=4, regParam=0.1),

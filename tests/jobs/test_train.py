@@ -228,12 +228,12 @@ def test_a_job_goes_on_from_its_checkpoints_and_refuses_those_of_another(
     spark, config, tmp_path, capsys
 ):
     params = {"solver": "gd", "maxIter": 2, "tol": 0}
-    estimator = {"class": "mllib_ext.regression.LinearRegression", "params": params}
-    kept = {"checkpointDir": str(tmp_path / "kept")}
-    kept |= {"output": {"path": str(tmp_path / "out"), "overwrite": True}}
+    estimator = "mllib_ext.regression.LinearRegression"
+    output = {"path": str(tmp_path / "out"), "overwrite": True}
+    kept = {"checkpointDir": str(tmp_path / "kept"), "output": output}
 
     def iterations(more):
-        changed = {**estimator, "params": {**estimator["params"], **more}}
+        changed = {"class": estimator, "params": {**params, **more}}
         code = main(["--config", config(estimator=changed, **kept)])
         return code or json.loads((tmp_path / "out" / "metrics.json").read_text())["fit"]["n_iter"]
 
