@@ -27,7 +27,7 @@ from pyspark.ml.linalg import (
     Matrix as SparkMatrix,
 )
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.param.shared import HasFeaturesCol
+from pyspark.ml.param.shared import HasCheckpointInterval, HasFeaturesCol
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -95,14 +95,25 @@ class HasFeatures(HasFeaturesCol):
         return self.getFeaturesCols() if several else self.getFeaturesCol()
 
 
+class HasCheckpoints(HasCheckpointInterval):
+    """How often a fit is kept, where its estimator has a directory for that."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(checkpointInterval=10)
+
+
 class HasCallbacks:
     """Functions called after every round of a fit (:mod:`mllib_ext.optimizers.loop`).
 
-    A run directory and :meth:`~mllib_ext.fitting.FitsOverBlocks.fitAsync` add one of their own.
+    A run directory, one for checkpoints and :meth:`~mllib_ext.fitting.FitsOverBlocks.fitAsync` add
+    one of their own.
     """
 
     _callbacks: tuple[Callback, ...] = ()
     _run_dir: str | None = None
+    _checkpoint_dir: str | None = None
+    _resumes_with: tuple[str, ...] = ("maxIter",)  # params that may differ when a fit goes on
     _monitor: Any = None  # that of a handle
 
     def setCallbacks(self, callbacks: Sequence[Callback]) -> Self:
@@ -128,6 +139,35 @@ class HasCallbacks:
     def getRunDir(self) -> str | None:
         """The directory that a fit is recorded in."""
         return self._run_dir
+
+    def setCheckpointDir(self, path: str | None) -> Self:
+        """Set the directory that a fit is kept in, and goes on from where it was killed.
+
+        On any Hadoop file system. A fit writes what it needs to go on every ``checkpointInterval``
+        iterations, whenever a callback says ``Checkpoint``, and at its end; the last two are left.
+        The next one with the same directory, params and data goes on from the last, and ends with
+        the bits of one that was never interrupted (not with asynchronous updates, whose order is
+        the cluster's). What may differ: ``maxIter``, which may be raised, but for
+        ``BisectingKMeans``; names of columns; thresholds; ``checkpointInterval``. Other partitions
+        or blocks of the same rows are a warning; other rows, other params, and other partitions
+        where rows or states are known by them (support vectors, compressed or local updates that
+        remember), a ValueError. The history goes on too, its earlier rounds without what each
+        partition did; what callbacks remember is theirs to keep.
+
+        Those of ``fitMultiple``, which is also what Spark's tuners call, have a directory each
+        below, by their data and params. Other fits need directories of their own: those that
+        ``OneVsRest`` makes are refused. Carried along by ``copy``, never saved.
+        """
+        self._checkpoint_dir = path
+        return self
+
+    def getCheckpointDir(self) -> str | None:
+        """The directory that a fit is kept in."""
+        return self._checkpoint_dir
+
+    def setCheckpointInterval(self: Any, value: int) -> Any:
+        """Set after how many iterations a fit is kept; -1 for never."""
+        return self._set(checkpointInterval=value)
 
 
 # --- a fitted model --------------------------------------------------------------------------

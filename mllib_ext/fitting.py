@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pyspark.ml.base import Estimator, _FitMultipleIterator
 from pyspark.sql import DataFrame
 
+from mllib_ext import storage
 from mllib_ext.blocks import Blocks
+from mllib_ext.checkpoints import Checkpoints, Fit
 from mllib_ext.partials import Merge, Stage
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class FitsOverBlocks(Estimator[Any]):
 
     def _fit(self, dataset: DataFrame) -> Any:
         self._refuse(dataset)
+        _refuse_checkpoints(self)
         return _watched(self, partial(_fit_rows, dataset), lambda path: path)
 
     def fitAsync(self, dataset: DataFrame, params: dict[Any, Any] | None = None) -> LiveRun:
@@ -103,6 +106,7 @@ class FitsOverBlocks(Estimator[Any]):
         estimators: list[Any] = [self.copy(params) for params in paramMaps]
         for estimator in estimators:
             estimator._refuse(dataset)
+            _refuse_checkpoints(estimator)
         grid = _Grid(estimators, dataset)
         return _FitMultipleIterator(grid.fit, len(estimators))
 
@@ -129,7 +133,7 @@ class _Grid:
                 blocks = self._blocks[key]
 
             def fit(watched: Any) -> Any:
-                return watched._finish(watched._fit_blocks(blocks), self._dataset)
+                return watched._finish(_kept(watched, blocks, one=False), self._dataset)
 
             return _watched(estimator, fit, lambda path: self._point(path, index + 1))
         finally:
@@ -167,7 +171,36 @@ def _watched(estimator: Any, fit: Callable[[Any], Any], place: Callable[[str], s
 
 def _fit_rows(dataset: DataFrame, estimator: Any) -> Any:
     with training_blocks(estimator, dataset) as blocks:
-        return estimator._finish(estimator._fit_blocks(blocks), dataset)
+        return estimator._finish(_kept(estimator, blocks, one=True), dataset)
+
+
+def _refuse_checkpoints(estimator: Any) -> None:
+    """ValueError for an interval that is none, OSError for a directory that cannot be made."""
+    if not hasattr(estimator, "_checkpoint_dir"):
+        return
+    interval = estimator.getCheckpointInterval()
+    if interval < 1 and interval != -1:
+        raise ValueError(
+            f"param checkpointInterval: expected 1 or more, or -1 for never, found {interval!r}"
+        )
+    if estimator._checkpoint_dir is not None and interval > 0:
+        storage.make_directory(estimator._checkpoint_dir)
+
+
+def _kept(estimator: Any, blocks: Blocks, one: bool) -> Any:
+    """The model of an estimator; where there is a directory for checkpoints, kept there.
+
+    ``one`` is False for fits that share the directory.
+    """
+    path = getattr(estimator, "_checkpoint_dir", None)
+    if path is None or estimator.getCheckpointInterval() < 0:
+        return estimator._fit_blocks(blocks)
+    fit = Fit.of(estimator, blocks)
+    place = storage.qualified(path if one else f"{path.rstrip('/')}/{fit.key}")
+    kept = estimator.copy()
+    checkpoints = Checkpoints(place, fit, estimator.getCheckpointInterval())
+    kept.setCallbacks((*estimator.getCallbacks(), checkpoints))
+    return kept._fit_blocks(blocks)
 
 
 def _close(blocks: dict[str, Blocks]) -> None:

@@ -17,7 +17,7 @@ from pyspark.ml.param.shared import (
 )
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import HasFeatures, Trained, frozen
+from mllib_ext.base import HasCheckpoints, HasFeatures, Trained, frozen
 from mllib_ext.columns import Matrix
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.kernel_params import HasKernel, SetsKernel
@@ -33,6 +33,7 @@ LARGE_SHARE = 0.3
 class KernelParams(
     HasKernel,
     HasFeatures,
+    HasCheckpoints,
     HasMaxIter,
     HasTol,
     HasWeightCol,

@@ -11,7 +11,7 @@ import numpy as np
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import HasCallbacks, HasFeatures
+from mllib_ext.base import HasCallbacks, HasCheckpoints, HasFeatures
 from mllib_ext.blocks import Blocks
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.losses import Loss
@@ -42,7 +42,7 @@ MINIMIZERS: dict[str, ModuleType] = {
 SOLVERS = ("auto", *MINIMIZERS)
 
 
-class LinearParams(HasFeatures, StochasticParams):
+class LinearParams(HasFeatures, HasCheckpoints, StochasticParams):
     """The solver, beside the parameters of the pyspark.ml class that a model stands for.
 
     Defaults that pyspark.ml keeps on its Java side are set here.

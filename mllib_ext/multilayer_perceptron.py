@@ -20,7 +20,7 @@ from pyspark.ml.param.shared import (
 )
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import HasCallbacks, HasFeatures, Trained, as_row, dense, frozen
+from mllib_ext.base import HasCallbacks, HasCheckpoints, HasFeatures, Trained, as_row, dense, frozen
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import data_type
 from mllib_ext.fitting import FitsOverBlocks
@@ -53,6 +53,7 @@ DRIVER_FLOP = 1e9
 class MultilayerPerceptronParams(
     HasFeatures,
     StochasticParams,
+    HasCheckpoints,
     HasSeed,
     HasMaxIter,
     HasTol,

@@ -56,15 +56,20 @@ def names(path: str) -> list[str] | None:
         return sorted(str(status.getPath().getName()) for status in fs.listStatus(jpath))
 
 
-def read_text(path: str) -> str:
-    """A UTF-8 file as text; FileNotFoundError where there is none."""
+def read_bytes(path: str) -> bytes:
+    """What a file holds; FileNotFoundError where there is none."""
     with _io_errors(path):
         fs, jpath = _open(path)
         stream = fs.open(jpath)
         try:
-            return bytes(stream.readAllBytes()).decode("utf-8")
+            return bytes(stream.readAllBytes())
         finally:
             stream.close()
+
+
+def read_text(path: str) -> str:
+    """A UTF-8 file as text; FileNotFoundError where there is none."""
+    return read_bytes(path).decode("utf-8")
 
 
 def write_text(path: str, text: str) -> None:
@@ -72,9 +77,12 @@ def write_text(path: str, text: str) -> None:
 
     Not atomic by itself: write inside :func:`atomic_directory`.
     """
+    _write(path, text.encode("utf-8"))
+
+
+def _write(path: str, data: bytes) -> None:
     with _io_errors(path):
         fs, jpath = _open(path)
-        data = text.encode("utf-8")
         stream = fs.create(jpath, False)
         try:
             for start in range(0, len(data), _CHUNK):
@@ -88,16 +96,29 @@ def put_text(path: str, text: str) -> None:
 
     Parents are made as needed.
     """
+    put_bytes(path, text.encode("utf-8"))
+
+
+def put_bytes(path: str, data: bytes) -> None:
+    """As :func:`put_text`, for a file that is no text."""
     final = qualified(path)
     _refuse_existing(final, overwrite=False)
     _, jpath = _open(final)
     beside = f"{jpath.getParent().toString()}/.{jpath.getName()}.{uuid.uuid4().hex[:8]}.tmp"
-    write_text(beside, text)
+    _write(beside, data)
     try:
         _rename(beside, final)
     except BaseException:
         delete(beside)
         raise
+
+
+def make_directory(path: str) -> None:
+    """Make a directory and its parents, unless it is there."""
+    with _io_errors(path):
+        fs, jpath = _open(path)
+        if not fs.mkdirs(jpath):
+            raise OSError(f"{path}: expected to make this directory, found that it is not allowed")
 
 
 def delete(path: str) -> None:

@@ -94,7 +94,9 @@ class Entry:
 
 SUPERVISED = {"weightCol": "w", "featuresCols": ["a", "b"]}
 TIGHT = {"tol": 1e-12, "maxIter": 300}
+CHECKPOINTS = {"checkpointInterval": 10}
 STOCHASTIC = {
+    **CHECKPOINTS,
     "stepSize": 1.0,
     "momentum": 0.0,
     "nesterov": False,
@@ -176,12 +178,12 @@ ENTRIES = {
     "BisectingKMeans": Entry(
         **CLUSTERING,
         twin=mllib_clustering.BisectingKMeans,
-        more={"seed": 0},
+        more={"seed": 0, **CHECKPOINTS},
     ),
     "KMeans": Entry(
         **CLUSTERING | {"values": CLUSTERING["values"] | {"initialCenters": CENTERS}},
         twin=mllib_clustering.KMeans,
-        more={"nInit": 1, "seed": 0},
+        more={"nInit": 1, "seed": 0, **CHECKPOINTS},
     ),
     "MiniBatchKMeans": Entry(
         **CLUSTERING

@@ -314,6 +314,7 @@ class KernelSVC(  # type: ignore[misc]
         aggregationDepth: int = 3,
         maxBlockSizeInMB: float = 64.0,
         featuresCols: list[str] | None = None,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -278,6 +278,7 @@ class LinearSVC(
         validationFraction: float = 0.0,
         patience: int = 5,
         seed: int = 0,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -271,6 +271,7 @@ class LogisticRegression(
         validationFraction: float = 0.0,
         patience: int = 5,
         seed: int = 0,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

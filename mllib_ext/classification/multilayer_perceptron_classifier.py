@@ -218,6 +218,7 @@ class MultilayerPerceptronClassifier(  # type: ignore[misc]
         compressionRank: int = 2,
         validationFraction: float = 0.0,
         patience: int = 5,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -23,7 +23,7 @@ from pyspark import keyword_only
 from pyspark.ml.clustering import _BisectingKMeansParams
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import HasFeatures, frozen
+from mllib_ext.base import HasCheckpoints, HasFeatures, frozen
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.clustering import lloyd
@@ -275,7 +275,7 @@ def stretch(
 # --- estimator and model ------------------------------------------------------------------------
 
 
-class BisectingKMeansParams(HasFeatures, _BisectingKMeansParams):
+class BisectingKMeansParams(HasFeatures, HasCheckpoints, _BisectingKMeansParams):
     """The parameters of ``pyspark.ml``'s bisecting k-means."""
 
     def __init__(self, *args: Any) -> None:
@@ -356,6 +356,8 @@ class BisectingKMeans(Clusterer, BisectingKMeansParams, SavesParams):
     >>> model = BisectingKMeans(k=8).fit(df)  # doctest: +SKIP
     """
 
+    # Levels build on the levels before, whose ends another maxIter would move.
+    _resumes_with = ()
     _input_kwargs: dict[str, Any]
 
     @keyword_only
@@ -371,6 +373,7 @@ class BisectingKMeans(Clusterer, BisectingKMeansParams, SavesParams):
         distanceMeasure: str = "euclidean",
         weightCol: str | None = None,
         featuresCols: list[str] | None = None,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -11,7 +11,7 @@ from pyspark.ml.clustering import _KMeansParams
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import HasFeatures
+from mllib_ext.base import HasCheckpoints, HasFeatures
 from mllib_ext.blocks import Blocks
 from mllib_ext.clustering import lloyd
 from mllib_ext.clustering.clusterer import SEED, Clusterer, ClusteringModel, HasInitialCenters
@@ -25,7 +25,7 @@ INIT_MODES = ("k-means||", "random")
 SOLVERS = ("auto", "row", "block")
 
 
-class KMeansParams(HasInitialCenters, HasFeatures, _KMeansParams):
+class KMeansParams(HasInitialCenters, HasFeatures, HasCheckpoints, _KMeansParams):
     """The parameters of ``pyspark.ml``'s k-means, and those added here."""
 
     nInit: Param[int] = Param(
@@ -162,6 +162,7 @@ class KMeans(StartsFromCenters, SavesParams):
         featuresCols: list[str] | None = None,
         nInit: int = 1,
         initialCenters: Any = None,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -231,6 +231,7 @@ class MiniBatchKMeans(StartsFromCenters, MiniBatchKMeansParams, SavesParams):
         initialCenters: Any = None,
         miniBatchFraction: float = 0.1,
         initialWeights: Any = None,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -93,6 +93,7 @@ def _fit(estimator: Any, rows: DataFrame, config: TrainConfig, count: int) -> An
         if hasattr(estimator, "setCallbacks"):
             estimator.setCallbacks([callback])
             estimator.setRunDir(outputs.run_directory(config.output))
+            estimator.setCheckpointDir(config.checkpointDir)
         return estimator.fit(rows)
 
 

@@ -67,7 +67,7 @@ class Monitor:
         return cls(lambda description: directory.claimed(place(whole), description), keep)
 
     def __call__(self, state: Any, record: Record) -> list[Action]:
-        if record.iteration == 0:
+        if record.iteration == 0 or self._settings is None:  # a fit may go on in the middle
             self._start += 1
             if self._start == 0:
                 settings = record.settings

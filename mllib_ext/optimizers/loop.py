@@ -12,6 +12,7 @@ import logging
 import math
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -144,6 +145,10 @@ class State:
     step_size: float = 0.0
     stalled: bool = False
 
+    def by_partition(self) -> bool:
+        """Whether it tells of partitions, or of places in them: it then needs the same ones."""
+        return False
+
 
 @dataclass(frozen=True)
 class Record:
@@ -258,6 +263,62 @@ class Callback(Protocol):
     def __call__(self, state: Any, record: Record) -> Action | Iterable[Action] | None: ...
 
 
+@dataclass(frozen=True)
+class Progress(Generic[S]):
+    """All that a run needs to go on after an iteration, what callbacks asked for being done.
+
+    Attributes
+    ----------
+    state : State
+    settings : Settings
+        As they are by now.
+    begun : Settings
+        As they were at the start.
+    iteration : int
+    losses : tuple of float
+        What stopping rules look at.
+    reason : str or None
+        The stopping rule that holds.
+    history : tuple of Record
+    checkpoints : dict
+        State and settings by the names that :class:`Checkpoint` gave them.
+    """
+
+    state: S
+    settings: Any
+    begun: Any
+    iteration: int
+    losses: tuple[float, ...]
+    reason: str | None
+    history: tuple[Record, ...]
+    checkpoints: dict[str, tuple[S, Any]]
+
+    def with_max_iter(self, max_iter: int) -> Progress[S]:
+        """As if it had begun with another ``max_iter``, and nothing had changed that."""
+        settings, begun = (replace(s, max_iter=max_iter) for s in (self.settings, self.begun))
+        return replace(self, settings=settings, begun=begun)
+
+
+class Keeper(ABC):
+    """A callback that keeps runs, so that one which was killed can go on."""
+
+    def __call__(self, state: Any, record: Record) -> None:
+        """No action: what is kept is what the other callbacks made of the round."""
+        return None
+
+    @abstractmethod
+    def begin(self, settings: Settings) -> Progress[Any] | None:
+        """Where a run that begins with these settings goes on; None at its start."""
+
+    @abstractmethod
+    def due(self, iteration: int) -> bool:
+        """Whether to keep the run after this iteration, also if nobody asked for it."""
+
+    @abstractmethod
+    def keep(self, progress: Progress[Any], end: bool) -> None:
+        """Keep the run as it is; ``end`` where it ends here."""
+
+
 # --- stopping rules --------------------------------------------------------------------------
 
 Rule = Callable[[Sequence[float], State, Settings], bool]
@@ -292,6 +353,7 @@ def iterate(
     stopping: dict[str, Rule] = SMOOTH,
     changed: Callable[[S, Any, Any], S] = lambda state, old, new: state,
     drain: Callable[[], tuple[Any, ...]] = tuple,
+    portable: Callable[[S, Any], S] = lambda state, settings: state,
     divergence: float = DIVERGENCE_FACTOR,
     warn: bool = True,
 ) -> Result[S]:
@@ -306,7 +368,8 @@ def iterate(
     settings : Settings
     callbacks : sequence of callables
         Each is called as ``callback(state, record)`` once at the start (iteration 0) and after
-        every iteration. Their actions are applied in order, between two iterations.
+        every iteration. Their actions are applied in order, between two iterations. A run that a
+        :class:`Keeper` among them has kept goes on after the iteration that it was kept after.
     stopping : dict of str to callable
         ``rule(losses, state, settings) -> bool`` by the reason it stands for; ``losses`` are
         those of the run since the objective last changed, the first one included.
@@ -315,6 +378,8 @@ def iterate(
         optimizer that remembers curvature forgets it here when the objective changed.
     drain : callable
         Returns the reports of the rounds run since it was last called.
+    portable : callable
+        ``portable(state, settings)``: the state without what is elsewhere than on the driver.
     divergence : float
         How many times its first value a loss may be; infinite where losses are those of samples.
     warn : bool
@@ -330,7 +395,19 @@ def iterate(
     history: list[Record] = []
     checkpoints: dict[str, tuple[S, Settings]] = {}
     losses = [state.loss]
-    iteration, began = 0, time.perf_counter()
+    iteration, began, begun = 0, time.perf_counter(), settings
+    keeper = next((callback for callback in callbacks if isinstance(callback, Keeper)), None)
+
+    if keeper is not None and (kept := keeper.begin(settings)) is not None:
+        state, settings, iteration = kept.state, kept.settings, kept.iteration
+        history, losses, checkpoints = list(kept.history), list(kept.losses), kept.checkpoints
+        reason = kept.reason and _reason(losses, state, settings, stopping)
+        ended = _ended(state, settings, iteration, history, None, reason)
+        if ended is not None:
+            return _told(ended, settings, warn)
+        state = step(state, settings)
+        losses.append(state.loss)
+        iteration += 1
 
     while True:
         reason = _reason(losses, state, settings, stopping)
@@ -348,7 +425,7 @@ def iterate(
         actions = [action for callback in callbacks for action in _answer(callback, state, record)]
         history.append(replace(record, actions=tuple(map(str, actions))))
 
-        began = time.perf_counter()
+        began, asked = time.perf_counter(), False
         stop: str | None = None
         for action in actions:
             logger.info("iteration %d: %s", iteration, action)
@@ -356,7 +433,8 @@ def iterate(
                 case Stop():
                     stop = action.reason
                 case Checkpoint():
-                    checkpoints[action.name] = state, settings
+                    remembered = state if keeper is None else portable(state, settings)
+                    checkpoints[action.name], asked = (remembered, settings), True
                 case Restore():
                     if action.name not in checkpoints:
                         raise ValueError(
@@ -371,18 +449,44 @@ def iterate(
                     new = settings.change(**action.values)
                     state = changed(state, settings, new)
                     settings, reason, losses = new, None, [state.loss]
-        if stop is not None:
-            return Result(state, False, stop, iteration, tuple(history))
-        if reason is not None:
-            return Result(state, True, reason, iteration, tuple(history))
-        if iteration >= settings.max_iter:
-            if warn:
-                _warn_unconverged(replace(record, settings=settings))
-            return Result(state, False, "max_iter", iteration, tuple(history))
+        ended = _ended(state, settings, iteration, history, stop, reason)
+        if keeper is not None and (asked or ended or keeper.due(iteration)):
+            # Also if it ends here: it may go on with another max_iter.
+            progress = Progress(
+                portable(state, settings), settings, begun, iteration, tuple(losses), reason,
+                tuple(history), checkpoints,
+            )  # fmt: skip
+            keeper.keep(progress, ended is not None)
+        if ended is not None:
+            return _told(ended, settings, warn)
 
         state = step(state, settings)
         losses.append(state.loss)
         iteration += 1
+
+
+def _ended(
+    state: S,
+    settings: Settings,
+    iteration: int,
+    history: Sequence[Record],
+    stop: str | None,
+    reason: str | None,
+) -> Result[S] | None:
+    """The result of a run that ends here: a callback said stop, or a rule or ``max_iter`` does."""
+    if stop is not None:
+        return Result(state, False, stop, iteration, tuple(history))
+    if reason is not None:
+        return Result(state, True, reason, iteration, tuple(history))
+    if iteration < settings.max_iter:
+        return None
+    return Result(state, False, "max_iter", iteration, tuple(history))
+
+
+def _told(ended: Result[S], settings: Settings, warn: bool) -> Result[S]:
+    if warn and ended.reason == "max_iter":
+        _warn_unconverged(replace(ended.history[-1], settings=settings))
+    return ended
 
 
 def _reason(
@@ -427,5 +531,5 @@ def _warn_unconverged(record: Record) -> None:
             f"not converged in maxIter = {record.settings.max_iter} iterations: the loss is "
             f"{record.loss:g}{gradient}; raise maxIter or tol",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

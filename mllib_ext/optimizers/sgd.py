@@ -211,6 +211,9 @@ class Passes(State):
     best: Passes | None = None
     waited: int = 0
 
+    def by_partition(self) -> bool:
+        return self.link is not None
+
 
 class Flights(Protocol):
     """Gradients under way; :class:`mllib_ext.stochastic.GradientFlights` are."""
@@ -293,6 +296,16 @@ def again(objective: Sampled, state: Passes, settings: StochasticSettings) -> Pa
     """The state under another objective: its momentum is gone, its passes are not."""
     fresh = start(objective, state.v, settings)
     return replace(fresh, epoch=state.epoch, steps=state.steps)
+
+
+def portable(objective: Sampled, state: Passes) -> Passes:
+    """The state with those of the partitions in it, or the last one that has them."""
+    try:
+        return replace(state, link=objective.recalled(state.link), anchor=None)
+    except StateLost as lost:  # the next step would go back as well
+        assert state.anchor is not None
+        logger.warning("%s: the checkpoint is of pass %d", lost, state.anchor.epoch)
+        return state.anchor
 
 
 def step(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:

@@ -60,7 +60,8 @@ def minimize(
         :mod:`~mllib_ext.optimizers.newton`: ``start(objective, v, settings) -> state`` and
         ``step(objective, state, settings) -> state``. Its ``STOPPING`` has rules of its own, its
         ``again(objective, state, settings)`` goes on under another objective in place of a start,
-        its ``finish(state)`` is what a run ends with in place of the last state.
+        its ``finish(state)`` is what a run ends with in place of the last state, its
+        ``portable(objective, state)`` is as in :func:`~mllib_ext.optimizers.loop.iterate`.
     objective : callable
         ``objective(reg_param)``: a run may change the strength of the penalty.
     v : ndarray
@@ -80,11 +81,22 @@ def minimize(
         again = getattr(method, "again", lambda f, state, now: method.start(f, state.v, now))
         return again(objective(new.reg_param), state, new)
 
+    def portable(state: Any, now: SmoothSettings) -> Any:
+        convert = getattr(method, "portable", lambda f, state: state)
+        return convert(objective(now.reg_param), state)
+
     with one_thread():
         state = method.start(objective(settings.reg_param), v, settings)
         rules = getattr(method, "STOPPING", SMOOTH)
         result: Result[Any] = iterate(
-            step, state, settings, callbacks, stopping=rules, changed=changed, drain=drain
+            step,
+            state,
+            settings,
+            callbacks,
+            stopping=rules,
+            changed=changed,
+            drain=drain,
+            portable=portable,
         )
     finish = getattr(method, "finish", lambda state: state)
     return replace(result, state=finish(result.state))

@@ -193,6 +193,7 @@ class LinearRegression(
         validationFraction: float = 0.0,
         patience: int = 5,
         seed: int = 0,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

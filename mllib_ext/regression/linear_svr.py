@@ -177,6 +177,7 @@ class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesP
         validationFraction: float = 0.0,
         patience: int = 5,
         seed: int = 0,
+        checkpointInterval: int = 10,
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)

@@ -223,6 +223,29 @@ def test_the_ready_configs_train_good_models(spark, tmp_path, name, metric, low,
 # --- the output that is there ----------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+def test_a_job_goes_on_from_its_checkpoints_and_refuses_those_of_another(
+    spark, config, tmp_path, capsys
+):
+    params = {"solver": "gd", "maxIter": 2, "tol": 0}
+    estimator = "mllib_ext.regression.LinearRegression"
+    output = {"path": str(tmp_path / "out"), "overwrite": True}
+    kept = {"checkpointDir": str(tmp_path / "kept"), "output": output}
+
+    def iterations(more):
+        changed = {"class": estimator, "params": {**params, **more}}
+        code = main(["--config", config(estimator=changed, **kept)])
+        return code or json.loads((tmp_path / "out" / "metrics.json").read_text())["fit"]["n_iter"]
+
+    assert iterations({}) == 2
+    assert [path.name for path in (tmp_path / "kept" / "run-1").iterdir()] == ["00000002.zip"]
+    assert iterations({"maxIter": 5}) == 5
+    lines = [json.loads(x) for x in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    assert [line["settings"]["max_iter"] for line in lines] == [2, 2, 2, 5, 5, 5]
+    assert iterations({"regParam": 0.5, "maxIter": 5}) == 1
+    assert "param regParam: 0.0 there, 0.5 here" in capsys.readouterr().err
+
+
 def test_an_earlier_result_is_refused_and_replaced_only_when_told(spark, config, tmp_path, capsys):
     job = config()
     assert main(["--config", job]) == 0
@@ -263,6 +286,11 @@ def test_an_unknown_key_is_named_with_the_nearest(refused, config):
     err = refused("--config", config(lable="x"), code=2)
     assert "lable: expected one of" in err
     assert "did you mean 'label'" in err
+
+
+def test_checkpoints_of_what_has_no_iterations_are_refused(refused, config):
+    message = refused("--config", config(checkpointDir="kept"), code=2)
+    assert "checkpointDir: expected none with an estimator that does not train" in message
 
 
 def test_a_missing_config_is_one_line(refused, tmp_path):

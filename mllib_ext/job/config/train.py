@@ -71,6 +71,14 @@ class TrainConfig(JobConfig):
         default="auto",
         description="How progress is shown: auto is rich on a terminal, plain elsewhere.",
     )
+    checkpointDir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A directory on any Hadoop file system that training is kept in every "
+        "estimator.params.checkpointInterval iterations (10 unless given): a job that was killed "
+        "goes on from there when it is submitted again, and refuses what is of other data or "
+        "params. It is left at the end.",
+    )
 
     @property
     def label_column(self) -> str | None:
@@ -90,6 +98,9 @@ class TrainConfig(JobConfig):
         estimator = self.estimator.find()
         params = params_of(estimator)
         wrongs = []
+        if self.checkpointDir and not hasattr(estimator, "setCheckpointDir"):
+            what = "none with an estimator that does not train in iterations"
+            wrongs.append(Wrong(["checkpointDir"], what, found(self.checkpointDir)))
         for param in ("labelCol", "weightCol", "featuresCol"):
             key = COLUMNS[param]
             value = getattr(self, key)
