@@ -23,6 +23,7 @@ from mllib_ext.classification import (
     MultilayerPerceptronClassifier,
 )
 from mllib_ext.clustering import BisectingKMeans, KMeans
+from mllib_ext.monitor import read_run
 from mllib_ext.optimizers.loop import Change, Checkpoint, ConvergenceWarning, Restore, Stop
 from mllib_ext.regression import LinearRegression, LinearSVR
 
@@ -228,3 +229,15 @@ def test_fits_of_a_grid_have_a_directory_each_and_go_on(frame, tmp_path):
     again = dict(estimator.fitMultiple(frame, grid))
     assert not seen
     assert all(learnt(again[i]) == learnt(first[i]) for i in range(3))
+
+
+def test_a_fit_that_goes_on_is_recorded_as_one_of_its_own(frame, tmp_path):
+    def stop(state, record):
+        return Stop("away") if record.iteration == 2 else None
+
+    estimator = logistic(tmp_path / "kept", checkpointInterval=100)
+    estimator.setRunDir(str(tmp_path / "run")).setCallbacks([stop]).fit(frame)
+    estimator.fit(frame)
+    going_on = read_run(str(tmp_path / "run" / "fit-2"))
+    assert going_on.rounds.iteration.tolist() == [3, 4]
+    assert going_on.state == "finished"
