@@ -436,10 +436,11 @@ def test_an_interrupted_training_leaves_its_record_alone(config, tmp_path):
             if "iteration" in line:
                 break
         assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out.")]
-        while not (tmp_path / "out.run" / "run.json").exists():  # a tenth of a second later
+        record = tmp_path / "out.run"  # written from another thread, a tenth of a second later
+        while not (record / "run.json").exists() or read_run(str(record)).state == "starting":
             assert process.poll() is None
             time.sleep(0.05)
-        assert read_run(str(tmp_path / "out.run")).state == "running"
+        assert read_run(str(record)).state == "running"
         time.sleep(0.5)  # inside a round, most likely
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)

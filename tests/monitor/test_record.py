@@ -249,7 +249,7 @@ def test_a_directory_that_is_lost_or_cannot_be_made_is_one_warning_and_no_failur
     estimator.setCallbacks([] if break_it == "refused" else [watch]).setRunDir(str(path))
     with caplog.at_level(logging.WARNING, "mllib_ext"):
         assert estimator.fit(frame).n_iter > 3
-    told = [r.message for r in caplog.records if "the run is not recorded" in r.message]
+    told = [r for r in caplog.records if "the run is not recorded" in r.getMessage()]
     assert len(told) == len(caplog.records) == 1
 
 

@@ -91,7 +91,7 @@ def test_a_tracking_server_that_is_gone_does_not_fail_a_fit(frame, monkeypatch, 
     tracker = MLflow(tracking_uri="http://127.0.0.1:9", log_model=False, experiment="nowhere")
     with caplog.at_level(logging.WARNING, "mllib_ext"):
         assert KMeans(k=2).setCallbacks([tracker]).fit(frame).cost > 0
-    told = [record.message for record in caplog.records if record.name.startswith("mllib_ext")]
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("mllib_ext")]
     assert len(told) == 1
     assert "the run is not recorded any more" in told[0]
 
