@@ -21,7 +21,7 @@ from mllib_ext.base import HasCheckpoints, HasFeatures, Trained, frozen
 from mllib_ext.columns import Matrix
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.kernel_params import HasKernel, SetsKernel
-from mllib_ext.mapped import Mapped
+from mllib_ext.mapped import Shipped
 
 # A pass over more bytes is worth the executors: it takes kernels, not products.
 DRIVER_BYTES = 1 << 20
@@ -64,7 +64,7 @@ class KernelParams(
         return self.getOrDefault(self.maxSupportVectors)
 
 
-class SupportVectors(Trained):
+class SupportVectors(Shipped, Trained):
     """The support vectors of a model, in the first four of its ``_arrays``.
 
     Parameters
@@ -87,10 +87,6 @@ class SupportVectors(Trained):
         self._values, self._n_features = frozen(values), frozen(n_features)
         self._indices, self._indptr = integers(indices, np.int32), integers(indptr, np.int32)
         self._gamma_value, self._dual_objective = frozen(gamma_value), frozen(dual_objective)
-        self._mapped: Mapped | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None}  # a broadcast belongs to its session
 
     @property
     def numFeatures(self) -> int:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import mmap
 import pickle
 import struct
+from abc import abstractmethod
 from functools import lru_cache
 from typing import Any
 
 from pyspark import SparkContext
+from pyspark.sql import DataFrame
 
 # Stands before the payload, which the broadcast's own pickle surrounds with a few bytes.
 _MARK = b"mllib_ext mapped value\0\0"
@@ -40,6 +42,26 @@ class Mapped:
         if path is None:  # with spark.io.encryption.enabled there is no file in the clear
             return _unpacked(memoryview(self._broadcast.value), 0)
         return _opened(path)
+
+
+class Shipped:
+    """A model whose predictor the workers map, sent once for all calls of ``transform``."""
+
+    _mapped: Mapped | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": None}  # a broadcast belongs to its session
+
+    @property
+    @abstractmethod
+    def _predictor(self) -> Any:
+        """What the workers need, free of the model itself."""
+
+    def _shipped(self, dataset: DataFrame) -> Mapped:
+        """The predictor for the workers."""
+        if self._mapped is None:
+            self._mapped = Mapped(dataset.sparkSession.sparkContext, self._predictor)
+        return self._mapped
 
 
 @lru_cache(maxsize=2)  # a worker outlives the jobs of a session

@@ -26,7 +26,7 @@ from mllib_ext.columns import data_type
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.linear import precision
 from mllib_ext.losses import Loss
-from mllib_ext.mapped import Mapped
+from mllib_ext.mapped import Shipped
 from mllib_ext.network import ACTIVATIONS, ROWS, Network, margins
 from mllib_ext.network_objective import NetworkModel, NetworkObjective
 from mllib_ext.optimizers import gd, lbfgs, sgd
@@ -138,7 +138,7 @@ class MultilayerPerceptronParams(
         return Network(tuple(self.getLayers()), self.getActivation())
 
 
-class MultilayerPerceptronModel(Trained, MultilayerPerceptronParams):
+class MultilayerPerceptronModel(Shipped, Trained, MultilayerPerceptronParams):
     """A fitted network.
 
     Parameters
@@ -152,10 +152,6 @@ class MultilayerPerceptronModel(Trained, MultilayerPerceptronParams):
     def __init__(self, weights: Any) -> None:
         super().__init__()
         self._weights = frozen(weights)
-        self._mapped: Mapped | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None}  # a broadcast belongs to its session
 
     @property
     def weights(self) -> DenseVector:
@@ -170,16 +166,13 @@ class MultilayerPerceptronModel(Trained, MultilayerPerceptronParams):
         """Number of features."""
         return self.getLayers()[0]
 
-    def _shipped(self, dataset: DataFrame) -> Mapped:
-        """The network and its weights for the workers, sent once for all calls of transform."""
-        if self._mapped is None:
-            context = dataset.sparkSession.sparkContext
-            self._mapped = Mapped(context, (self._network, self._weights))
-        return self._mapped
+    @property
+    def _predictor(self) -> tuple[Network, np.ndarray]:
+        return self._network, self._weights
 
     def _row_margins(self, value: Vector) -> np.ndarray:
         """Outputs of one row, (1, k)."""
-        return outputs((self._network, self._weights), as_row(value, self.numFeatures))
+        return outputs(self._predictor, as_row(value, self.numFeatures))
 
     def __repr__(self) -> str:
         layers = self.getLayers() if self.isDefined("layers") else None
@@ -313,8 +306,7 @@ class MultilayerPerceptronEstimator(
         if self.isDefined("initialWeights"):
             weights: np.ndarray = self.getInitialWeights().toArray()
             return weights
-        seed = self.getOrDefault("seed") % (1 << 64)  # Spark's may be negative
-        return self._network.initial(np.random.default_rng(seed))
+        return self._network.initial(np.random.default_rng(self.getSeed()))
 
     def _fit_network(self, blocks: Blocks, loss: Loss, start: np.ndarray) -> Result[Any]:
         """Minimise the mean loss from a start; the result's state has the weights as ``v``."""

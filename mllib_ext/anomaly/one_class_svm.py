@@ -130,11 +130,9 @@ class OneClassSVMModel(SupportVectors, OneClassSVMParams):
         return 1.0 if self.predictRaw(value) >= 0 else -1.0
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
-        if self._mapped is None:
-            self._mapped = Mapped(dataset.sparkSession.sparkContext, self._predictor)
         names = self.getRawPredictionCol(), self.getPredictionCol()
         outputs = {name: Output("double", {}) for name in names}
-        predict = partial(_predict, self._mapped, names)
+        predict = partial(_predict, self._shipped(dataset), names)
         return with_predictions(self, dataset, self.numFeatures, outputs, predict)
 
     def __repr__(self) -> str:

@@ -183,15 +183,13 @@ class KernelSVCModel(SupportVectors, KernelSVCParams, ClassificationModel):  # t
         return float(np.argmax(self.predictRaw(value).toArray()))
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
-        if self._mapped is None:
-            self._mapped = Mapped(dataset.sparkSession.sparkContext, self._predictor)
         k = self.numClasses
         names = self.getRawPredictionCol(), self.getPredictionCol()
         kinds = (
             Output("vector", {"num_attrs": k}),
             Output("double", {"num_vals": k, "type": "nominal"}),
         )
-        predict = partial(_predict, self._mapped, names)
+        predict = partial(_predict, self._shipped(dataset), names)
         outputs = dict(zip(names, kinds, strict=True))
         return with_predictions(self, dataset, self.numFeatures, outputs, predict)
 

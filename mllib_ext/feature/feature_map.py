@@ -21,7 +21,7 @@ from pyspark.sql import DataFrame
 from mllib_ext.base import Fitted, Output, as_row, dense, with_predictions
 from mllib_ext.columns import Matrix
 from mllib_ext.fitting import FitsOverBlocks
-from mllib_ext.mapped import Mapped
+from mllib_ext.mapped import Mapped, Shipped
 from mllib_ext.names import did_you_mean
 from mllib_ext.persistence import SavesParams
 
@@ -125,17 +125,12 @@ def _refuse_output_type(instance: FeatureMapParams) -> None:
         )
 
 
-class FeatureMapModel(Fitted, FeatureMapParams):
+class FeatureMapModel(Shipped, Fitted, FeatureMapParams):
     """A fitted map; computed in float64, rounded at the end if the output is array<float>."""
-
-    _mapped: Mapped | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None}  # a broadcast belongs to its session
 
     @property
     @abstractmethod
-    def _map(self) -> Any:
+    def _predictor(self) -> Any:
         """``map(X) -> (n, n_components)``, free of the model itself."""
 
     @property
@@ -150,17 +145,15 @@ class FeatureMapModel(Fitted, FeatureMapParams):
 
     def apply(self, value: Vector) -> DenseVector:
         """The mapped features of one row."""
-        return dense(self._map(as_row(value, self.numFeatures))[0])
+        return dense(self._predictor(as_row(value, self.numFeatures))[0])
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         _refuse_output_type(self)
-        if self._mapped is None:
-            self._mapped = Mapped(dataset.sparkSession.sparkContext, self._map)
         name, kind = self.getOutputCol(), self.getOutputType()
         attributes = {"num_attrs": self.numComponents} if kind == "vector" else {}
         outputs = {name: Output(kind, attributes)}  # type: ignore[arg-type]
         dtype = "float32" if kind == "array<float>" else "float64"
-        apply = partial(_apply, self._mapped, name, self.numComponents, dtype)
+        apply = partial(_apply, self._shipped(dataset), name, self.numComponents, dtype)
         return with_predictions(self, dataset, self.numFeatures, outputs, apply)
 
     def __repr__(self) -> str:

@@ -114,7 +114,7 @@ class NystroemModel(FeatureMapModel, NystroemParams):
         return len(self._normalization)
 
     @property
-    def _map(self) -> Any:
+    def _predictor(self) -> Any:
         kernel = self._kernel(self.gammaValue)
         return partial(embedded, kernel, self.landmarkRows, self._normalization)
 

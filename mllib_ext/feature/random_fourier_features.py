@@ -71,7 +71,7 @@ class RandomFourierFeaturesModel(FeatureMapModel, HasGamma, FeatureMapParams):
         return len(self._offsets)
 
     @property
-    def _map(self) -> Any:
+    def _predictor(self) -> Any:
         return partial(waves, self._weights, self._offsets)
 
 

@@ -206,7 +206,7 @@ def test_products_of_random_features_are_the_kernel_in_expectation(frame):
     with Blocks.of(frame, "array", driver_bytes=1 << 20) as blocks:
         for seed in range(seeds):
             features = RandomFourierFeatures(gamma=0.1, nComponents=m, seed=seed)
-            Z = features._fit_blocks(blocks)._map(X)
+            Z = features._fit_blocks(blocks)._predictor(X)
             estimates.append(Z @ Z.T)
     K = pairwise_kernels(X, metric="rbf", gamma=0.1)
     errors = np.array(estimates) - K
