@@ -46,9 +46,9 @@ logger = logging.getLogger(__name__)
 # A missing file is looked for twice more (the task may have run on a machine that never had it);
 # data that changes under every rebuild is an error in its source.
 RETRIES = 2
+MAX_REBUILDS = 3
 # Groups of partitions that may be under way at once: what is as many on every cluster.
 GROUPS = 8
-MAX_REBUILDS = 3
 
 
 class DataChangedWarning(UserWarning):

@@ -122,8 +122,7 @@ class Stochastic:
     def value(self, v: np.ndarray) -> float:
         """``F(v)`` over all rows: one round."""
         (total,) = self.blocks.sum(partial(value, self.model), v)
-        penalty = 0.5 * self.strength * float(self.ridge @ (v * v))
-        return float(total) / self.blocks.weight_sum + penalty
+        return float(total) / self.blocks.weight_sum + self._penalty(v)
 
     def value_and_validation(
         self, v: np.ndarray, fraction: float, seed: int
@@ -142,8 +141,10 @@ class Stochastic:
                 "param validationFraction: expected rows to train on and others to validate on, "
                 f"found a weight of {weight:g} and of {of_held_out:g}"
             )
-        penalty = 0.5 * self.strength * float(self.ridge @ (v * v))
-        return float(loss) / weight + penalty, float(validation) / of_held_out
+        return float(loss) / weight + self._penalty(v), float(validation) / of_held_out
+
+    def _penalty(self, v: np.ndarray) -> float:
+        return 0.5 * self.strength * float(self.ridge @ (v * v))
 
     def pull(self, v: np.ndarray) -> np.ndarray:
         """The gradient of the penalty."""
