@@ -53,7 +53,11 @@ def unpacked(data: bytes) -> Any:
                 entry = io.BytesIO(archive.read(f"{number}.npy"))  # checks its CRC
                 arrays.append(np.lib.format.read_array(entry, allow_pickle=False))
         return _decoded(structure, arrays)
-    except (zipfile.BadZipFile, KeyError, IndexError, TypeError, EOFError) as error:
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:
+        # By where the damage is, zipfile raises BadZipFile, zlib.error, EOFError, OSError,
+        # RuntimeError ("encrypted"), NotImplementedError (a method or version that is not there).
         raise ValueError(f"expected a whole file, found {error}") from None
 
 

@@ -66,3 +66,23 @@ def test_a_name_that_is_no_class_of_this_package_is_refused(name):
         archive.writestr(STRUCTURE, json.dumps({"class": name, "fields": {"path": "x"}}))
     with pytest.raises(ValueError, match=f"found {name}"):
         unpacked(file.getvalue())
+
+
+def test_any_damaged_bit_is_refused_or_does_no_harm():
+    value = {"coef": np.arange(5.0), "names": [str(i) for i in range(20)], "end": (None, True)}
+    whole = packed(value)
+    for place in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        try:
+            found = unpacked(bytes(damaged))
+        except ValueError:
+            continue
+        assert repr(found) == repr(value)  # a date, or a flag that is not read
+
+
+def test_a_file_that_is_cut_off_is_refused():
+    whole = packed({"coef": np.arange(5.0)})
+    for length in range(len(whole)):
+        with pytest.raises(ValueError):  # noqa: PT011 - zipfile's own words
+            unpacked(whole[:length])
