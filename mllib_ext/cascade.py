@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -121,8 +121,8 @@ class Problem:
     most_violators: int = MOST_VIOLATORS
     most_waiting: int = MOST_WAITING
     remedy: str = (
-        "make C or gamma smaller, or use a kernel approximation (random features) with LinearSVC, "
-        "which holds no rows"
+        "make C or gamma smaller, or use an approximation of the kernel "
+        "(mllib_ext.feature.Nystroem or RandomFourierFeatures) with LinearSVC, which holds no rows"
     )
 
     def classes(self, block: Block, places: np.ndarray) -> np.ndarray:
@@ -171,6 +171,8 @@ class Cascade(State):
     found : Pass
         What the scan brought for the next machine.
     """
+
+    told: ClassVar[tuple[str, ...]] = ("n_support_vectors", "n_violators")
 
     machine: Any
     n_violators: int

@@ -65,8 +65,9 @@ class OneClassSVMParams(KernelParams, HasPredictionCol, HasRawPredictionCol):
 class OneClassSVMModel(SupportVectors, OneClassSVMParams):
     """Model fitted by :class:`OneClassSVM`.
 
-    ``history`` has the dual objective of each pass as ``loss``, as it is minimised, and the worst
-    violation of a KKT condition as ``gradient_norm``.
+    ``history`` has the dual objective of each pass as ``loss``, as it is minimised, the worst
+    violation of a KKT condition as ``gradient_norm``, and in ``values`` ``n_support_vectors`` and
+    ``n_violators``, the rows that violate one by more than ``tol``.
 
     Parameters
     ----------

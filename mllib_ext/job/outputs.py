@@ -96,6 +96,7 @@ def line(record: Record) -> dict[str, Any]:
         "validation_loss": record.validation_loss,
         "gradient_norm": record.gradient_norm,
         "step_size": record.step_size,
+        **record.values,
         "seconds": record.seconds,
         "rounds": [asdict(one) for one in record.rounds],
         "settings": asdict(record.settings),

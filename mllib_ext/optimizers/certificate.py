@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Certified(State):
     bound : Bound or None
         By the cuts of now; those of before may have proved more.
     """
+
+    told: ClassVar[tuple[str, ...]] = ("gap",)
 
     v: np.ndarray = field(default_factory=lambda: np.empty(0))
     lower: float = -np.inf

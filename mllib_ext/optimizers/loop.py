@@ -136,9 +136,12 @@ class State:
     shown : tuple of str
         Names of the arrays that are worth a look in every round, of a class: a record of the run
         keeps them beside all numbers that the state has.
+    told : tuple of str
+        Names of the numbers of a class that its history has, beside those of every state.
     """
 
     shown: ClassVar[tuple[str, ...]] = ()
+    told: ClassVar[tuple[str, ...]] = ()
 
     loss: float
     gradient_norm: float = math.nan
@@ -171,6 +174,8 @@ class Record:
         What callbacks asked for after the round, in words.
     validation_loss : float
         The mean loss of rows held out, of a state that has one; else NaN.
+    values : dict of str to float
+        What the algorithm's state tells besides (:attr:`State.told`), by name.
     """
 
     iteration: int
@@ -182,6 +187,7 @@ class Record:
     settings: Settings
     actions: tuple[str, ...] = ()
     validation_loss: float = math.nan
+    values: dict[str, float] = field(default_factory=dict)
 
 
 S = TypeVar("S", bound=State)
@@ -420,6 +426,7 @@ def iterate(
             rounds=drain(),
             settings=settings,
             validation_loss=getattr(state, "validation_loss", math.nan),
+            values={name: getattr(state, name) for name in state.told},
         )
         _refuse_divergence(losses, record, divergence)
         actions = [action for callback in callbacks for action in _answer(callback, state, record)]
