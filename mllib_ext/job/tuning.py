@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pyspark.ml.tuning import CrossValidator, CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession
 
 from mllib_ext import storage
-from mllib_ext.job import inputs, metrics, outputs, pipelines, yamlfile
+from mllib_ext.job import inputs, metrics, outputs, pipelines, report, yamlfile
 from mllib_ext.job.candidates import Candidates, Score
 from mllib_ext.job.config import TuneConfig
 from mllib_ext.job.config.tune import Range, Search
@@ -82,6 +83,7 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
                     f"among {len(tried)}"
                 )
             best = pipelines.for_prediction(found.bestModel.stages)
+            measures = measured(best, rows, estimator, config)
             result = {
                 "name": config.name,
                 "estimator": config.estimator.class_,
@@ -93,13 +95,19 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
                     "seconds": seconds,
                     "best": {"params": table[0]["params"], "mean": table[0]["mean"]},
                 },
-                **measured(best, rows, estimator, config),
+                **measures.report,
             }
         outputs.write_model(directory, best, getattr(best.stages[-1], "history", ()))
         storage.write_text(f"{directory}/{TABLE}", as_csv(table))
         chosen = best_config(config, table[0]["params"])
         storage.write_text(f"{directory}/{BEST}", yamlfile.dump(chosen))
         outputs.write_report(directory, config, result)
+        params = grid[tried.index(table[0]["params"])]
+        page = partial(
+            report.tuning, spark, config, result, measures, table,
+            estimator.copy(params), best.stages[-1], outputs.recorded(config.output),
+        )  # fmt: skip
+        report.write(directory, page)
     return tuning_summary(config, result, table)
 
 
