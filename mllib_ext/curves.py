@@ -187,10 +187,11 @@ def score_bins(
         "probability",
         *[F.col(source)[j].alias(f"score_{j}") for j in chosen],
     )
-    shares = (np.arange(1, BINS) / BINS).tolist()
-    cuts = rows.approxQuantile(columns, shares, 1 / (4 * BINS))
+    shares = ((np.arange(BINS) + 0.5) / BINS).tolist()  # of up to BINS rows every one of them
+    cuts = [np.unique(c) for c in rows.approxQuantile(columns, shares, 1 / (4 * BINS))]
+    cuts = [c[np.isfinite(c)] if np.isfinite(c).any() else np.zeros(1) for c in cuts]
     binned = Bucketizer(
-        splitsArray=[[-np.inf, *np.unique(found).tolist(), np.inf] for found in cuts],
+        splitsArray=[[-np.inf, *c.tolist(), np.inf] for c in cuts],
         inputCols=columns,
         outputCols=[f"bin_{j}" for j in chosen],
         handleInvalid="skip",  # NaN

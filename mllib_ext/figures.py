@@ -381,6 +381,20 @@ def recall_curve(curve: Recall, probes: int, cells: int, label: str | None = Non
     )
 
 
+def distances(means: Sequence[float | None], metric: str) -> Figure:
+    """The mean distance of the first, second, ... neighbour; None where nothing has so many."""
+    ranks = np.arange(1, len(means) + 1, dtype=np.float64)
+    values = np.array(means, dtype=np.float64)
+    known = values[np.isfinite(values)]
+    return Figure(
+        "Distance of neighbours",
+        Axis("rank", integer=True),
+        Axis(metric),
+        (Line(ranks, values, dots=True),),
+        f"On average {known[0]:.4g} to the nearest, {known[-1]:.4g} to the last.",
+    )
+
+
 # --- predictions ---------------------------------------------------------------------------------
 
 

@@ -502,12 +502,10 @@ def _set_axis(ax: Axes, axis: str, at: Axis, upright: bool) -> None:
         ax.margins(**{axis: 0.02})
     if at.names is not None:
         turned = axis == "x" and (not upright or max(map(len, at.names)) > 2)
+        # Names below bars that would touch are left out.
+        step = -(-len(at.names) // figures.NUMBERED_CLASSES) if axis == "x" and not upright else 1
         ticks: Any = getattr(ax, f"set_{axis}ticks")
-        many = len(at.names) > figures.NUMBERED_CLASSES and not upright
-        places = range(
-            0, len(at.names), -(-len(at.names) // figures.NUMBERED_CLASSES) if many else 1
-        )
-        ticks(places, [at.names[i] for i in places], rotation=90 if turned else 0)
+        ticks(range(0, len(at.names), step), at.names[::step], rotation=90 if turned else 0)
     elif at.integer:
         ax.locator_params(axis=axis, integer=True)
 

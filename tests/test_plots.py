@@ -274,7 +274,7 @@ def test_residuals_are_drawn_by_prediction_and_by_size(spark):
     ax: Any = plots.residuals(df)
     counts = np.asarray(ax.images[0].get_array()) ** 2
     assert (counts > 0).any(axis=1).sum() == 5  # five residuals: 0, -1, ..., -4
-    assert ax.images[0].get_extent() == [0, 201, -4, 0]
+    assert list(ax.images[0].get_extent()) == [0, 202, -4, 0]
     ax = plots.residuals(df, against="rows")
     assert sorted(bar.get_height() for bar in ax.patches)[-6:] == [0, 20, 20, 20, 20, 20]
     with pytest.raises(ValueError, match="against: expected 'prediction' or 'rows', found 'label'"):

@@ -27,6 +27,8 @@ from mllib_ext.knn import (
 
 logger = logging.getLogger(__name__)
 
+MOST_RANKS = 100  # whose mean distance is told
+
 
 def neighbors(spark: SparkSession, config: NeighborsConfig) -> str:
     """Run a job on nearest neighbours. The summary for its user.
@@ -49,8 +51,8 @@ def neighbors(spark: SparkSession, config: NeighborsConfig) -> str:
             edges, found = (
                 _join(spark, data, config) if config.task == "join" else (_graph(data, config), {})
             )
-            n = _write(edges, config, directory)
-            found, line = {"rows": n, **found}, f"{n:,} rows"
+            found |= _write(edges, config, directory)
+            line = f"{found['rows']:,} rows"
         seconds = time.perf_counter() - began
         head = {"name": config.name, "task": config.task, "k": config.k}
         result = {**head, **found, "seconds": seconds}
@@ -164,11 +166,15 @@ def _graph(data: DataFrame, config: NeighborsConfig) -> DataFrame:
     )
 
 
-def _write(rows: DataFrame, config: NeighborsConfig, directory: str) -> int:
-    """Write rows; how many there were."""
+def _write(rows: DataFrame, config: NeighborsConfig, directory: str) -> dict[str, Any]:
+    """Write rows; how many there were and, of a join, the mean distance by rank."""
     counted, output = Observation(), config.output
-    observed = rows.observe(counted, F.count("*").alias("rows"))
+    ranks = range(1, min(config.k, MOST_RANKS) + 1) if "rank" in rows.columns else ()
+    far = [F.avg(F.when(F.col("rank") == r, F.col("distance"))).alias(str(r)) for r in ranks]
+    observed = rows.observe(counted, F.count("*").alias("rows"), *far)
     observed = observed.coalesce(output.files) if output.files is not None else observed
     writer = observed.write.format(output.format).options(**output.options)
     writer.save(f"{directory}/{outputs.NEIGHBORS}")
-    return int(counted.get["rows"])
+    found = counted.get
+    distances = {"distances": [found[str(r)] for r in ranks]} if ranks else {}
+    return {"rows": int(found["rows"]), **distances}

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from pyspark.sql import SparkSession
+from pyspark.sql.types import StructType
 
 from mllib_ext import figures, storage
 from mllib_ext.figures import Figure
@@ -72,6 +73,7 @@ def training(
     measured: Measured,
     estimator: Any,
     model: Any,
+    schema: StructType,
     run: str | None,
 ) -> Page:
     """The page of a training job.
@@ -85,6 +87,8 @@ def training(
     measured : Measured
     estimator, model : Estimator, Model
         The last stage, before and after the fit.
+    schema : StructType
+        Of the rows that it saw.
     run : str or None
         The run directory of the fit.
     """
@@ -95,7 +99,8 @@ def training(
     history = getattr(model, "history", ())
     parts: Parts = [
         ("Data", partial(_data, config, result, model)),
-        *_quality(measured, result["rows"], model),
+        *_quality(measured, result["rows"]),
+        ("Coefficients", partial(_coefficients, model, schema)),
         ("Training", partial(_training, fit, history)),
         *_after_a_fit(spark, config, estimator, model, history, run),
     ]
@@ -110,6 +115,7 @@ def tuning(
     table: Sequence[Mapping[str, Any]],
     estimator: Any,
     model: Any,
+    schema: StructType,
     run: str | None,
 ) -> Page:
     """The page of a search: its candidates, and the best one as in :func:`training`."""
@@ -124,7 +130,8 @@ def tuning(
     parts: Parts = [
         ("Search", partial(_search, search, table)),
         ("Data", partial(_data, config, result, model)),
-        *_quality(measured, result["rows"], model),
+        *_quality(measured, result["rows"]),
+        ("Coefficients", partial(_coefficients, model, schema)),
         ("Training of the best", partial(_training, {}, history)),
         *_after_a_fit(spark, config, estimator, model, history, run),
     ]
@@ -320,13 +327,12 @@ def _best(measured: Measured) -> list[tuple[str, Any]]:
     return [(f"{name}, {measured.side} rows", value) for name, value in list(values.items())[:3]]
 
 
-def _quality(measured: Measured, rows: Mapping[str, int], model: Any) -> Parts:
+def _quality(measured: Measured, rows: Mapping[str, int]) -> Parts:
     return [
         ("Metrics", partial(_metrics, measured, rows)),
         ("Classes", partial(_classes, measured)),
         ("Residuals", partial(_residuals, measured)),
         ("Clusters", partial(_clusters, measured)),
-        ("Coefficients", partial(_coefficients, model)),
     ]
 
 
@@ -392,13 +398,24 @@ def _clusters(measured: Measured) -> Section | None:
     return Section(f"Clusters of the {side} rows", facts=facts, figures=drawn)
 
 
-def _coefficients(model: Any) -> Section | None:
+def _coefficients(model: Any, schema: StructType) -> Section | None:
     # A class attribute: asking a model of several classes for a vector is an error.
     if not any(hasattr(type(model), name) for name in ("coefficients", "coefficientMatrix")):
         return None
     if getattr(model, "numClasses", 2) > MOST_ROWS:
         return None
-    return Section("Coefficients", figures=[figures.coefficients(model)])
+    names = _feature_names(schema, model)
+    return Section("Coefficients", figures=[figures.coefficients(model, names)])
+
+
+def _feature_names(schema: StructType, model: Any) -> list[str] | None:
+    """What an assembler called the features; None where nothing did."""
+    column = model.getOrDefault("featuresCol")
+    attributes = schema[column].metadata.get("ml_attr", {}) if column in schema.names else {}
+    groups = attributes.get("attrs", {}).values()
+    names = {one["idx"]: one.get("name", str(one["idx"])) for group in groups for one in group}
+    n = model.numFeatures
+    return [names.get(i, str(i)) for i in range(n)] if names and max(names) < n else None
 
 
 # --- jobs that do not ----------------------------------------------------------------------------
@@ -412,7 +429,7 @@ def evaluation(
     facts = [("model", config.model), ("input", described(config.input)), ("rows", result["rows"])]
     parts: Parts = [
         ("Data", lambda: Section("Data", facts=facts)),
-        *_quality(measured, {measured.side: result["rows"]}, None),
+        *_quality(measured, {measured.side: result["rows"]}),
         *_closing(spark, config),
     ]
     return _page(config, f"{config.model} evaluated on {described(config.input)}", tiles, parts)
@@ -529,6 +546,8 @@ def neighbors(
         drawn = []
         if model is not None:
             drawn = [figures.recall_curve(model.recallCurve, model.nprobe, model.nlist)]
+        if any(value is not None for value in result.get("distances", ())):
+            drawn = [figures.distances(result["distances"], config.metric)]
         return Section("Search", result.get("plan", ()), facts, drawn)
 
     if index:

@@ -57,8 +57,10 @@ def train(spark: SparkSession, config: TrainConfig) -> str:
             }
         outputs.write_model(directory, pipeline, getattr(model, "history", ()))
         outputs.write_report(directory, config, result)
-        run = outputs.recorded(config.output)
-        page = partial(report.training, spark, config, result, found, estimator, model, run)
+        run = outputs.recorded(config.output) if hasattr(estimator, "setRunDir") else None
+        page = partial(
+            report.training, spark, config, result, found, estimator, model, prepared.schema, run
+        )
         report.write(directory, page)
     return training_summary(config, result)
 

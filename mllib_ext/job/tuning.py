@@ -13,7 +13,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from mllib_ext.job.rows import divided, free_name
 from mllib_ext.job.split import fold
 from mllib_ext.job.summary import tuning_summary
 from mllib_ext.job.training import measured, refuse, refuse_metrics
+from mllib_ext.report import Page
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +102,15 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
         chosen = best_config(config, table[0]["params"])
         storage.write_text(f"{directory}/{BEST}", yamlfile.dump(chosen))
         outputs.write_report(directory, config, result)
-        params = grid[tried.index(table[0]["params"])]
-        page = partial(
-            report.tuning, spark, config, result, measures, table,
-            estimator.copy(params), best.stages[-1], outputs.recorded(config.output),
-        )  # fmt: skip
+
+        def page() -> Page:
+            chosen = estimator.copy(grid[tried.index(table[0]["params"])])
+            run = outputs.recorded(config.output) if hasattr(estimator, "setRunDir") else None
+            return report.tuning(
+                spark, config, result, measures, table, chosen, best.stages[-1],
+                best.transform(rows.train).schema, run,
+            )  # fmt: skip
+
         report.write(directory, page)
     return tuning_summary(config, result, table)
 

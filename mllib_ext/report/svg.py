@@ -19,7 +19,7 @@ from mllib_ext.figures import Axis, Bars, Figure, Line, Mark, Matrix, Point
 WIDTH, HEIGHT = 380, 250
 TOP, RIGHT, BOTTOM = 12, 14, 40
 LETTER = 6.3  # the mean width of one at the size of ticks, in a wide font
-LONGEST, LONGEST_SLANTED = 20, 12  # letters of a name beside an axis, below one
+LONGEST, LONGEST_SLANTED = 24, 12  # letters of a name beside an axis, below one
 SERIES = 10  # classes s0, ..., s9
 LEAST_CELL = 19  # units that a number in a cell needs
 # Above this share of the colour, a number on it is written in the other shade.
@@ -108,17 +108,17 @@ class _Frame:
         flipped = horizontal or cells is not None  # the first place on top
         rows = len(figure.y.names or ()) if figure.y.names else 0
         y_ticks = _ticks(figure.y, y_range)
-        longest = max((len(text) for _, text in y_ticks), default=0)
+        longest = max((len(_cut(text)) for _, text in y_ticks), default=0)
         left = 24 + LETTER * longest if figure.y.label else 10 + LETTER * longest
         across = WIDTH - RIGHT - left
         x_ticks = _ticks(figure.x, x_range)
         slanted = False
         if figure.x.names is not None and x_ticks:
-            widest = LETTER * max(len(text) for _, text in x_ticks)
+            widest = LETTER * max(len(_cut(text)) for _, text in x_ticks)
             slanted = widest + 4 > across / len(x_ticks)
-            if slanted:
-                x_ticks = [(at, _cut(text, LONGEST_SLANTED)) for at, text in x_ticks]
-        tall = BOTTOM + (LETTER * max(len(t) for _, t in x_ticks) - 8 if slanted else 0)
+        tall = BOTTOM
+        if slanted:
+            tall += LETTER * max(len(_cut(t, LONGEST_SLANTED)) for _, t in x_ticks) - 8
         if cells is not None and figure.x.names == figure.y.names:
             inside = across  # square cells
         elif cells is not None:
@@ -180,7 +180,7 @@ def _range(
     if axis.log:
         low, high = math.log10(low), math.log10(high)
     if not high - low > 1e-12 * max(abs(low), abs(high)):
-        low, high = (low - 0.5, high + 0.5) if not zero else (min(low, 0.0), max(high, 1e-12))
+        low, high = (low - 0.5, high + 0.5) if not zero else (min(low, 0.0), high or 1.0)
     space = room * (high - low)
     starts = zero and low == 0  # bars stand on the axis
     low, high = (low if starts else low - space), high + space
@@ -203,7 +203,7 @@ def _ticks(axis: Axis, ends: tuple[float, float], most: int = 6) -> list[tuple[f
     if axis.names is not None:
         # So many that they do not touch, the first among them.
         step = -(-len(axis.names) // 30)
-        return [(i, _cut(name)) for i, name in enumerate(axis.names) if i % step == 0]
+        return [(i, name) for i, name in enumerate(axis.names) if i % step == 0]
     low, high = ends
     if axis.log:
         powers = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
@@ -234,7 +234,11 @@ def _number(value: float) -> str:
 
 
 def _cut(name: str, longest: int = LONGEST) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+    """The name without its middle: both the column and the category of a feature are to be seen."""
+    if len(name) <= longest:
+        return name
+    end = longest // 2
+    return f"{name[: longest - end - 1]}…{name[-end:]}"
 
 
 def _axes(figure: Figure, f: _Frame) -> Iterable[str]:
@@ -243,16 +247,16 @@ def _axes(figure: Figure, f: _Frame) -> Iterable[str]:
         y = f.y(value)
         if gridded and figure.y.names is None:
             yield f'<path class="grid" d="M{f.left:.1f} {y:.1f}H{f.right:.1f}"/>'
-        yield _text(text, f.left - 5, y + 3.5, "tick", "end")
+        yield _text(text, f.left - 5, y + 3.5, "tick", "end", longest=LONGEST)
     for value, text in f.x_ticks:
         x = f.x(value)
         if gridded and figure.x.names is None:
             yield f'<path class="grid" d="M{x:.1f} {f.top:.1f}V{f.bottom:.1f}"/>'
         if f.slanted:
             turn = f' transform="rotate(-90 {x + 3.5:.1f} {f.bottom + 6:.1f})"'
-            yield _text(text, x + 3.5, f.bottom + 6, "tick", "end", turn)
+            yield _text(text, x + 3.5, f.bottom + 6, "tick", "end", turn, LONGEST_SLANTED)
         else:
-            yield _text(text, x, f.bottom + 15, "tick", "middle")
+            yield _text(text, x, f.bottom + 15, "tick", "middle", longest=LONGEST)
     yield f'<path class="axis" d="M{f.left:.1f} {f.top:.1f}V{f.bottom:.1f}H{f.right:.1f}"/>'
     if figure.x.label:
         yield _text(figure.x.label, (f.left + f.right) / 2, f.height - 6, "name", "middle")
@@ -262,10 +266,14 @@ def _axes(figure: Figure, f: _Frame) -> Iterable[str]:
         yield _text(figure.y.label, 11, middle, "name", "middle", turn)
 
 
-def _text(text: str, x: float, y: float, kind: str, anchor: str, more: str = "") -> str:
+def _text(
+    text: str, x: float, y: float, kind: str, anchor: str, more: str = "", longest: int = 100
+) -> str:
+    """A text; what is cut of it shows under the pointer."""
+    whole = f"<title>{escape(text)}</title>" if len(text) > longest else ""
     return (
         f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>'
-        f"{escape(text)}</text>"
+        f"{escape(_cut(text, longest))}{whole}</text>"
     )
 
 
@@ -278,14 +286,13 @@ def _line(line: Line, f: _Frame, name: str) -> Iterable[str]:
         back = _points(line.x, line.low, f)[::-1]
         if there and back:
             yield f'<path class="{name} band" d="M{_joined([*there, *back])}Z"/>'
-    pieces, piece = [], []
+    pieces: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(line.x, line.y, strict=True):
-        if np.isfinite(x) and np.isfinite(y):
-            piece.append((f.x(float(x)), f.y(float(y))))
-        elif piece:
-            pieces.append(piece)
-            piece = []
-    pieces += [piece] if piece else []
+        point = (f.x(float(x)), f.y(float(y)))
+        if np.isfinite(point).all():
+            pieces[-1].append(point)
+        elif pieces[-1]:
+            pieces.append([])
     for points in map(_thinned, pieces):
         if len(points) > 1:
             yield f'<path class="{name} line" d="M{_joined(points)}"/>'
@@ -296,11 +303,8 @@ def _line(line: Line, f: _Frame, name: str) -> Iterable[str]:
 
 
 def _points(xs: np.ndarray, ys: np.ndarray, f: _Frame) -> list[tuple[float, float]]:
-    return [
-        (f.x(float(x)), f.y(float(y)))
-        for x, y in zip(xs, ys, strict=True)
-        if np.isfinite(x) and np.isfinite(y)
-    ]
+    points = [(f.x(float(x)), f.y(float(y))) for x, y in zip(xs, ys, strict=True)]
+    return [point for point in points if np.isfinite(point).all()]
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -385,12 +389,9 @@ def _matrix(cells: Matrix, f: _Frame, figure: Figure) -> Iterable[str]:
 
 def _mark(mark: Mark, f: _Frame) -> Iterable[str]:
     x = f.x(mark.x)
-    yield (
-        f'<path class="mark" d="M{x:.1f} {f.top:.1f}V{f.bottom:.1f}">'
-        f"<title>{escape(mark.text)}</title></path>"
-    )
+    yield f'<path class="mark" d="M{x:.1f} {f.top:.1f}V{f.bottom:.1f}"/>'
     turn = f' transform="rotate(-90 {x - 3:.1f} {f.top + 2:.1f})"'
-    yield _text(_cut(mark.text, 30), x - 3, f.top + 2, "marked", "end", turn)
+    yield _text(mark.text, x - 3, f.top + 2, "marked", "end", turn, 30)
 
 
 def _point(point: Point, f: _Frame) -> Iterable[str]:
