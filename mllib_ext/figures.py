@@ -267,10 +267,13 @@ def partition_skew(history: Sequence[Record], of: str = "seconds") -> Figure:
     ranked = sorted(values, key=lambda i: (-values[i], i))
     heights = np.array([values[i] for i in ranked])
     most, median = float(heights[0]), float(np.median(heights))
-    unit = " s" if of == "seconds" else " rows"
-    text = f"Median {median:.3g}{unit}, most {most:.3g}{unit}"
+
+    def words(value: float) -> str:
+        return f"{value:.3g} s" if of == "seconds" else f"{value:,.0f} rows"
+
+    text = f"Median {words(median)}, most {words(most)}"
     if len(ranked) > 1:
-        text += f": skew {most - median:.3g}{unit}, partition {ranked[0]} on {last[ranked[0]].host}"
+        text += f": skew {words(most - median)}, partition {ranked[0]} on {last[ranked[0]].host}"
     kept = heights
     if len(heights) > BARS:
         kept = heights[np.linspace(0, len(heights) - 1, BARS).round().astype(int)]
