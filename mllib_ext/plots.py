@@ -355,9 +355,10 @@ def residuals(
     """
     if against not in ("prediction", "rows"):
         raise ValueError(f"against: expected 'prediction' or 'rows', found {against!r}")
-    names = {"labelCol": labelCol, "predictionCol": predictionCol, "weightCol": weightCol}
-    pair = figures.residuals(curves.residual_bins(predictions, **names))
-    return _drawn(pair[against == "rows"], ax)
+    bins = curves.residual_bins(
+        predictions, labelCol=labelCol, predictionCol=predictionCol, weightCol=weightCol
+    )
+    return _drawn(figures.residuals(bins)[against == "rows"], ax)
 
 
 def cluster_sizes(sizes: ArrayLike, *, ax: Axes | None = None) -> Axes:
@@ -420,8 +421,14 @@ def _scores(
 ) -> Sequence[ScoreBins]:
     scores: Sequence[ScoreBins]
     if isinstance(predictions, DataFrame):
-        names = {"labelCol": label, "rawPredictionCol": raw, "probabilityCol": probability}
-        scores = curves.score_bins(predictions, **names, weightCol=weight, classes=classes)
+        scores = curves.score_bins(
+            predictions,
+            labelCol=label,
+            rawPredictionCol=raw,
+            probabilityCol=probability,
+            weightCol=weight,
+            classes=classes,
+        )
     else:
         scores = predictions
     if not scores:
@@ -470,7 +477,7 @@ def _drawn(figure: Figure, ax: Axes | None) -> Axes:
     ax = _axes(ax)
     for axis, at in (("x", figure.x), ("y", figure.y)):
         if at.log:
-            ax.set(**{f"{axis}scale": "log"})
+            getattr(ax, f"set_{axis}scale")("log")
     legend, color = False, "C0"
     for part in figure.parts:
         match part:
@@ -495,7 +502,7 @@ def _drawn(figure: Figure, ax: Axes | None) -> Axes:
     return ax
 
 
-def _set_axis(ax: Axes, axis: str, at: Axis, upright: bool) -> None:
+def _set_axis(ax: Any, axis: str, at: Axis, upright: bool) -> None:
     if at.label:
         ax.set(**{f"{axis}label": at.label})
     if at.limits is not None:
@@ -504,13 +511,13 @@ def _set_axis(ax: Axes, axis: str, at: Axis, upright: bool) -> None:
         turned = axis == "x" and (not upright or max(map(len, at.names)) > 2)
         # Names below bars that would touch are left out.
         step = -(-len(at.names) // figures.NUMBERED_CLASSES) if axis == "x" and not upright else 1
-        ticks: Any = getattr(ax, f"set_{axis}ticks")
+        ticks = getattr(ax, f"set_{axis}ticks")
         ticks(range(0, len(at.names), step), at.names[::step], rotation=90 if turned else 0)
     elif at.integer:
         ax.locator_params(axis=axis, integer=True)
 
 
-def _line(line: Line, ax: Axes) -> str:
+def _line(line: Line, ax: Any) -> str:
     if line.reference:
         ax.plot(line.x, line.y, label=line.label, color="grey", linestyle="--", linewidth=1.0)
         return "grey"
@@ -522,7 +529,7 @@ def _line(line: Line, ax: Axes) -> str:
     return color
 
 
-def _bars(bars: Bars, ax: Axes) -> None:
+def _bars(bars: Bars, ax: Any) -> None:
     n = bars.heights.shape[1]
     edges = bars.edges
     centers = np.arange(n) if edges is None else (edges[:-1] + edges[1:]) / 2
@@ -540,7 +547,7 @@ def _bars(bars: Bars, ax: Axes) -> None:
         ax.axvline(0.0, color="black", linewidth=0.8)
 
 
-def _matrix(cells: Matrix, ax: Axes) -> None:
+def _matrix(cells: Matrix, ax: Any) -> None:
     square = cells.extent is None and not cells.signed
     image = ax.imshow(
         cells.values,
@@ -564,7 +571,7 @@ def _matrix(cells: Matrix, ax: Axes) -> None:
             )
 
 
-def _mark(mark: Mark, ax: Axes, color: str) -> None:
+def _mark(mark: Mark, ax: Any, color: str) -> None:
     ax.axvline(mark.x, color=color, linestyle=":", linewidth=1.0)
     ax.annotate(
         mark.text,
@@ -581,7 +588,7 @@ def _mark(mark: Mark, ax: Axes, color: str) -> None:
     )
 
 
-def _point(point: Point, ax: Axes, color: str) -> None:
+def _point(point: Point, ax: Any, color: str) -> None:
     ax.plot([point.x], [point.y], marker="o", color=color)
     ax.annotate(
         point.text,

@@ -550,6 +550,7 @@ def neighbors(
             drawn = [figures.distances(result["distances"], config.metric)]
         return Section("Search", result.get("plan", ()), facts, drawn)
 
+    reading: tuple[str, Callable[[], Section | None]]
     if index:
         load = (
             "from mllib_ext.knn import ApproximateNearestNeighborsModel\n"

@@ -139,7 +139,7 @@ def _numeric(param: str, name: str) -> Column:
 def label_names(schema: StructType, columns: Mapping[str, str]) -> list[str] | None:
     """What the classes 0, 1, ... were called before a StringIndexer numbered them."""
     label = columns.get("labelCol")
-    if label not in schema.names:
+    if label is None or label not in schema.names:
         return None
     attribute = schema[label].metadata.get("ml_attr", {})
     values = attribute.get("vals")

@@ -8,7 +8,7 @@ is escaped by the template.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -37,7 +37,9 @@ class Table:
     @property
     def numeric(self) -> list[bool]:
         """Which columns hold numbers."""
-        columns = zip(*self.rows, strict=True) if self.rows else ([] for _ in self.head)
+        columns: Iterable[Sequence[Any]] = [[] for _ in self.head]
+        if self.rows:
+            columns = zip(*self.rows, strict=True)
         return [
             all(isinstance(v, int | float | None) and not isinstance(v, bool) for v in column)
             for column in columns
@@ -80,7 +82,8 @@ def render(page: Page) -> str:
     """The page as HTML. Parts that fail are named in one warning."""
     environment = _environment()
     section = environment.get_template("section.html")
-    sections, failed = [], []
+    sections: list[Markup] = []
+    failed: list[str] = []
     for number, (title, make) in enumerate(page.sections):
         key = f"part-{number}"
         try:

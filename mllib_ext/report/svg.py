@@ -202,14 +202,14 @@ def _ticks(axis: Axis, ends: tuple[float, float], most: int = 6) -> list[tuple[f
     """Places on an axis and what is written there."""
     if axis.names is not None:
         # So many that they do not touch, the first among them.
-        step = -(-len(axis.names) // 30)
-        return [(i, name) for i, name in enumerate(axis.names) if i % step == 0]
+        every = -(-len(axis.names) // 30)
+        return [(i, name) for i, name in enumerate(axis.names) if i % every == 0]
     low, high = ends
     if axis.log:
         powers = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
         if len(powers) >= 2:
-            step = -(-len(powers) // most)
-            return [(10.0**p, _number(10.0**p)) for p in powers if p % step == 0]
+            every = -(-len(powers) // most)
+            return [(10.0**p, _number(10.0**p)) for p in powers if p % every == 0]
         inner = [m * 10.0**p for p in range(powers.start - 1, powers.stop + 1) for m in (1, 2, 5)]
         return [(v, _number(v)) for v in inner if low <= v <= high]
     raw = (high - low) / most
