@@ -53,10 +53,9 @@ class ScoreBins:
         The least score in each bin, falling.
     positive, negative : ndarray, shape (b,)
         The weight of the rows of the class and of others in each bin.
-    believed : ndarray, shape (c, 3), or None
-        Of :data:`CALIBRATION_BINS` equal bins of probabilities those that have rows: their
-        weight, that of the rows of the class, and the sum of their probabilities by weight. None
-        for scores that are no probabilities.
+    believed : ndarray, shape (CALIBRATION_BINS, 3), or None
+        Of equal bins of probabilities their weight, that of the rows of the class, and the sum of
+        their probabilities by weight. None for scores that are no probabilities.
     """
 
     name: str
@@ -110,7 +109,7 @@ class ScoreBins:
     def _believed(self) -> np.ndarray:
         if self.believed is None:
             raise ValueError("scores: expected probabilities, found raw predictions")
-        return self.believed
+        return self.believed[self.believed[:, 0] > 0]
 
 
 def _shares(weights: np.ndarray) -> np.ndarray:
@@ -253,7 +252,7 @@ def _of_sums(name: str, sums: pd.DataFrame, probable: bool) -> ScoreBins:
     believed = None
     if probable:
         cells = sums.groupby("cell")[["weight", "positive", "believed"]].sum()
-        believed = cells[cells["weight"] > 0].to_numpy()
+        believed = cells.reindex(range(CALIBRATION_BINS), fill_value=0.0).to_numpy()
     negative = np.maximum(bins["weight"].to_numpy() - positive, 0.0)
     return ScoreBins(name, bins["threshold"].to_numpy(), positive, negative, believed)
 

@@ -7,7 +7,7 @@ notebook, :mod:`mllib_ext.report` as SVG in a job's report; both show the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, TypeAlias
 
@@ -23,6 +23,8 @@ from mllib_ext.optimizers.loop import Record
 NUMBERED_CLASSES = 30
 # Bars beside each other that can be told apart; of more, neighbours are put together.
 BARS = 100
+# Calibrations of more classes cross each other until nothing is to be seen.
+CALIBRATED = 3
 
 
 # --- what a figure is made of --------------------------------------------------------------------
@@ -222,6 +224,10 @@ def round_bytes(history: Sequence[Record]) -> Figure:
     _refuse_empty(history)
     down = np.array([sum(r.bytes_down for r in record.rounds) for record in history])
     up = np.array([sum(r.bytes_up for r in record.rounds) for record in history])
+    if not (down.any() or up.any()):
+        raise ValueError(
+            "history: expected rounds that sent something, found none: they ran on the driver"
+        )
     return _by_iteration(
         "Bytes of an iteration",
         "kB",
@@ -464,6 +470,11 @@ def precision_recall_curve(scores: Sequence[ScoreBins]) -> Figure:
 
 def calibration_curve(scores: Sequence[ScoreBins]) -> Figure:
     """:func:`mllib_ext.plots.calibration_curve`."""
+    text = _against("Each class against the rest.", scores)
+    if len(scores) > CALIBRATED and all(one.believed is not None for one in scores):
+        text = "The probabilities of all classes together, each against the rest."
+        total = np.sum([one.believed for one in scores], axis=0)
+        scores = [replace(scores[0], name="all classes", believed=total)]
     ideal = Line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), "calibrated", reference=True)
     lines = [
         Line(*one.calibration(), f"{one.name}: error {one.calibration_error:.4f}", dots=True)
@@ -474,8 +485,7 @@ def calibration_curve(scores: Sequence[ScoreBins]) -> Figure:
         Axis("mean predicted probability", limits=(0.0, 1.0)),
         Axis("share that is of the class", limits=(0.0, 1.0)),
         (ideal, *lines),
-        _against("Each class against the rest.", scores)
-        + " The error is the mean distance from the diagonal, each bin by its rows.",
+        text + " The error is the mean distance from the diagonal, each bin by its rows.",
     )
 
 

@@ -133,7 +133,8 @@ def round_times(history: Sequence[Record], *, ax: Axes | None = None) -> Axes:
 def round_bytes(history: Sequence[Record], *, ax: Axes | None = None) -> Axes:
     """Draw the bytes that each iteration sent: parameters to the tasks, partial results back.
 
-    Parameters and errors are those of :func:`round_times`.
+    Parameters and errors are those of :func:`round_times`; rounds on the driver send nothing, which
+    is a ValueError too.
     """
     return _drawn(figures.round_bytes(history), ax)
 
@@ -313,6 +314,7 @@ def calibration_curve(
 ) -> Axes:
     """Draw how often the class came, against the probability that was predicted, in ten bins.
 
+    Of more than three classes those of all together are drawn.
     Parameters and errors are those of :func:`roc_curve`; a classifier without probabilities is a
     ValueError.
     """
