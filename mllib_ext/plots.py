@@ -1,41 +1,47 @@
-"""Pictures of a fitted model: its loss, its coefficients, its confusion matrix, its recall.
+"""Pictures of a fitted model: its fit, its coefficients, what its predictions are worth.
 
 Each function draws on the Axes that it is given, or on those of a new figure, and returns them:
 ``plots.loss_curve(model.history).figure.savefig("loss.png")``. Matplotlib is the extra ``plots``
-of this package and is imported when the first picture is drawn.
+of this package and is imported when the first picture is drawn. What is drawn is made in
+:mod:`mllib_ext.figures`, from which the reports of jobs are drawn too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from pyspark.sql import DataFrame
 
+from mllib_ext import curves, figures
 from mllib_ext.columns import number
+from mllib_ext.curves import ScoreBins
+from mllib_ext.figures import Axis, Bars, Figure, Line, Mark, Matrix, Point
 from mllib_ext.optimizers.loop import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["coefficients", "confusion_matrix", "loss_curve", "recall_curve"]
+__all__ = [
+    "calibration_curve",
+    "cluster_sizes",
+    "coefficients",
+    "confusion_matrix",
+    "gradient_norm",
+    "loss_curve",
+    "partition_skew",
+    "precision_recall_curve",
+    "recall_curve",
+    "residuals",
+    "roc_curve",
+    "round_bytes",
+    "round_times",
+]
 
-# Cells of a larger matrix are narrower than the numbers in them.
-NUMBERED_CLASSES = 30
 # More classes than this cannot be told apart in a picture, and are most often a regression's label.
 MAX_CLASSES = 500
-
-
-# What an iteration adds to, by the name of the axis.
-COSTS: dict[str, Callable[[Record], float]] = {
-    "iteration": lambda record: 1 if record.iteration else 0,
-    "rounds": lambda record: len(record.rounds),
-    "seconds": lambda record: record.seconds,
-    "bytes": lambda record: sum(r.bytes_up + r.bytes_down for r in record.rounds),
-}
 
 
 def loss_curve(
@@ -71,44 +77,93 @@ def loss_curve(
     ImportError
         Matplotlib is not installed.
     """
-    if not history:
-        raise ValueError(
-            "history: expected the records of a fit, found none: "
-            "a loaded model has none, nor has a closed-form solution"
-        )
-    if against not in COSTS:
-        raise ValueError(f"against: expected one of {sorted(COSTS)}, found {against!r}")
-    ax = _axes(ax)
-    spent = list(accumulate(map(COSTS[against], history)))
-    losses = np.array([record.loss for record in history])
-    if optimum is not None:
-        losses = (losses - optimum) / abs(optimum)
-        ax.set_yscale("log")
-    (line,) = ax.plot(spent, losses, marker=".", label=label)
-    for at, record in zip(spent, history, strict=True):
-        # A checkpoint leaves the run as it is, and may be asked for after every iteration.
-        actions = [action for action in record.actions if not action.startswith("checkpoint ")]
-        if actions:
-            ax.axvline(at, color=line.get_color(), linestyle=":", linewidth=1.0)
-            ax.annotate(
-                ", ".join(actions),
-                (at, 0.97),
-                xycoords=ax.get_xaxis_transform(),  # y in shares of the Axes' height
-                xytext=(-2, 0),
-                textcoords="offset points",
-                rotation=90,
-                fontsize="small",
-                color=line.get_color(),
-                horizontalalignment="right",
-                verticalalignment="top",
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
-            )
-    if against in ("iteration", "rounds"):
-        ax.locator_params(axis="x", integer=True)
-    ax.set(xlabel=against, ylabel="objective" if optimum is None else "relative gap")
-    if label is not None:
-        ax.legend()
-    return ax
+    return _drawn(figures.loss_curve(history, label, against, optimum), ax)
+
+
+def gradient_norm(history: Sequence[Record], *, ax: Axes | None = None) -> Axes:
+    """Draw the norm of the gradient after each iteration, by powers of 10.
+
+    Parameters
+    ----------
+    history : sequence of Record
+        A model's ``history``.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        The history is empty, or of an algorithm without a gradient.
+    ImportError
+        Matplotlib is not installed.
+    """
+    return _drawn(figures.gradient_norm(history), ax)
+
+
+def round_times(history: Sequence[Record], *, ax: Axes | None = None) -> Axes:
+    """Draw where the time of each iteration went: compute, latency of Spark, driver.
+
+    Compute is the least time in which the tasks could have done what their partitions did;
+    latency is the rest of the rounds' wall-clock time, driver that of the iteration outside of
+    rounds. Very many iterations are drawn as means of some.
+
+    Parameters
+    ----------
+    history : sequence of Record
+        A model's ``history``.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        The history is empty.
+    ImportError
+        Matplotlib is not installed.
+    """
+    return _drawn(figures.round_times(history), ax)
+
+
+def round_bytes(history: Sequence[Record], *, ax: Axes | None = None) -> Axes:
+    """Draw the bytes that each iteration sent: parameters to the tasks, partial results back.
+
+    Parameters and errors are those of :func:`round_times`; rounds on the driver send nothing, which
+    is a ValueError too.
+    """
+    return _drawn(figures.round_bytes(history), ax)
+
+
+def partition_skew(
+    history: Sequence[Record], *, of: str = "seconds", ax: Axes | None = None
+) -> Axes:
+    """Draw how evenly the partitions share the work, the largest first.
+
+    Parameters
+    ----------
+    history : sequence of Record
+        A model's ``history``.
+    of : {"seconds", "rows"}
+        Seconds of all rounds together, or rows.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        The history is empty or without rounds; another ``of``.
+    ImportError
+        Matplotlib is not installed.
+    """
+    return _drawn(figures.partition_skew(history, of), ax)
 
 
 def coefficients(
@@ -149,40 +204,7 @@ def coefficients(
     ImportError
         Matplotlib is not installed.
     """
-    values = _coefficients(model)
-    n_features = values.shape[1]
-    if names is None:
-        several = model.hasParam("featuresCols") and model.isSet("featuresCols")
-        names = model.getFeaturesCols() if several else [str(j) for j in range(n_features)]
-    scale = np.ones(n_features) if deviation is None else np.asarray(deviation, dtype=np.float64)
-    for name, shape in (("names", (len(names),)), ("deviation", scale.shape)):
-        if shape != (n_features,):
-            raise ValueError(
-                f"{name}: expected one for each of {n_features} features, found shape {shape}"
-            )
-    if largest < 1:
-        raise ValueError(f"largest: expected 1 or more, found {largest!r}")
-    values = values * scale
-    order = np.argsort(-np.abs(values).max(axis=0), kind="stable")[:largest]
-    values, names = values[:, order], [names[j] for j in order]
-
-    ax = _axes(ax)
-    what = "coefficient" if deviation is None else "coefficient × standard deviation"
-    places = range(len(order))
-    if len(values) == 1:
-        ax.barh(places, values[0], color=np.where(values[0] < 0, "tab:red", "tab:blue").tolist())
-        ax.axvline(0.0, color="black", linewidth=0.8)
-        ax.set_yticks(places, names)
-        ax.invert_yaxis()  # the largest on top
-        ax.set_xlabel(what)
-        return ax
-    limit = float(np.abs(values).max()) or 1.0  # white is 0, in a map of zeros too
-    image = ax.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-    ax.figure.colorbar(image, ax=ax, label=what)
-    ax.set_xticks(places, names, rotation=90)
-    ax.set_yticks(range(len(values)))
-    ax.set_ylabel("class")
-    return ax
+    return _drawn(figures.coefficients(model, names, deviation, largest), ax)
 
 
 def confusion_matrix(
@@ -222,36 +244,148 @@ def confusion_matrix(
         Matplotlib is not installed.
     """
     if isinstance(predictions, DataFrame):
-        counts = _count(predictions, labelCol, predictionCol, len(classes or ()))
-    else:
-        counts = np.asarray(predictions)
-        if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size:
-            raise ValueError(f"predictions: expected counts (k, k), found shape {counts.shape}")
-    k = len(counts)
-    if classes is not None and len(classes) != k:
-        raise ValueError(f"classes: expected {k} names, found {len(classes)}")
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = counts / np.where(totals > 0, totals, 1)
+        predictions = _count(predictions, labelCol, predictionCol, len(classes or ()))
+    return _drawn(figures.confusion_matrix(predictions, classes), ax)
 
-    ax = _axes(ax)
-    image = ax.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    ax.figure.colorbar(image, ax=ax, label="share of the class")
-    if classes is not None or k <= NUMBERED_CLASSES:
-        names = [str(i) for i in range(k)] if classes is None else list(classes)
-        ax.set_xticks(range(k), names)
-        ax.set_yticks(range(k), names)
-    if k <= NUMBERED_CLASSES:
-        for (i, j), share in np.ndenumerate(shares):
-            ax.text(
-                j,
-                i,
-                f"{counts[i, j]:g}",
-                horizontalalignment="center",
-                verticalalignment="center",
-                color="white" if share > 0.5 else "black",
-            )
-    ax.set(xlabel="prediction", ylabel="label")
-    return ax
+
+def roc_curve(
+    predictions: DataFrame | Sequence[ScoreBins],
+    classes: Sequence[str] | None = None,
+    *,
+    labelCol: str = "label",
+    rawPredictionCol: str = "rawPrediction",
+    probabilityCol: str = "probability",
+    weightCol: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the receiver operating characteristic: of class 1 of two, or of each class of a few.
+
+    Parameters
+    ----------
+    predictions : DataFrame or sequence of ScoreBins
+        What a classifier's ``transform`` gave, binned in three Spark jobs whatever its size; or
+        what :func:`mllib_ext.curves.score_bins` made of it, for several pictures of the same.
+    classes : sequence of str, optional
+        What the classes 0, 1, ..., k-1 are called.
+    labelCol, rawPredictionCol, probabilityCol, weightCol : str
+        The columns of a DataFrame, as :func:`mllib_ext.curves.score_bins` takes them.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        No rows, more than :data:`mllib_ext.curves.MAX_CLASSES` classes, or a missing column.
+    TypeError
+        A column of another type.
+    ImportError
+        Matplotlib is not installed.
+    """
+    columns = (labelCol, rawPredictionCol, probabilityCol, weightCol)
+    return _drawn(figures.roc_curve(_scores(predictions, classes, *columns)), ax)
+
+
+def precision_recall_curve(
+    predictions: DataFrame | Sequence[ScoreBins],
+    classes: Sequence[str] | None = None,
+    *,
+    labelCol: str = "label",
+    rawPredictionCol: str = "rawPrediction",
+    probabilityCol: str = "probability",
+    weightCol: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw precision against recall; parameters and errors are those of :func:`roc_curve`."""
+    columns = (labelCol, rawPredictionCol, probabilityCol, weightCol)
+    return _drawn(figures.precision_recall_curve(_scores(predictions, classes, *columns)), ax)
+
+
+def calibration_curve(
+    predictions: DataFrame | Sequence[ScoreBins],
+    classes: Sequence[str] | None = None,
+    *,
+    labelCol: str = "label",
+    probabilityCol: str = "probability",
+    weightCol: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how often the class came, against the probability that was predicted, in ten bins.
+
+    Of more than three classes those of all together are drawn.
+    Parameters and errors are those of :func:`roc_curve`; a classifier without probabilities is a
+    ValueError.
+    """
+    columns = (labelCol, probabilityCol, probabilityCol, weightCol)
+    return _drawn(figures.calibration_curve(_scores(predictions, classes, *columns)), ax)
+
+
+def residuals(
+    predictions: DataFrame,
+    *,
+    labelCol: str = "label",
+    predictionCol: str = "prediction",
+    weightCol: str | None = None,
+    against: str = "prediction",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw labels less predictions, counted in bins by two Spark jobs.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        What a regression's ``transform`` gave.
+    labelCol, predictionCol, weightCol : str
+    against : {"prediction", "rows"}
+        Colours by residual and prediction, or how many rows have which residual.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        No rows, a missing column, or another ``against``.
+    TypeError
+        A column that is not numeric.
+    ImportError
+        Matplotlib is not installed.
+    """
+    if against not in ("prediction", "rows"):
+        raise ValueError(f"against: expected 'prediction' or 'rows', found {against!r}")
+    bins = curves.residual_bins(
+        predictions, labelCol=labelCol, predictionCol=predictionCol, weightCol=weightCol
+    )
+    return _drawn(figures.residuals(bins)[against == "rows"], ax)
+
+
+def cluster_sizes(sizes: ArrayLike, *, ax: Axes | None = None) -> Axes:
+    """Draw how many rows each cluster has.
+
+    Parameters
+    ----------
+    sizes : array-like, shape (k,)
+        As ``model.summary.clusterSizes``.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        No sizes, or not one for each cluster.
+    ImportError
+        Matplotlib is not installed.
+    """
+    counts = np.asarray(sizes)
+    labels = range(counts.size)
+    return _drawn(figures.sizes("Cluster sizes", labels, counts, "cluster", "rows"), ax)
 
 
 def recall_curve(model: Any, *, label: str | None = None, ax: Axes | None = None) -> Axes:
@@ -276,32 +410,34 @@ def recall_curve(model: Any, *, label: str | None = None, ax: Axes | None = None
     ImportError
         Matplotlib is not installed.
     """
-    curve, probes = model.recallCurve, model.nprobe
-    ax = _axes(ax)
-    (line,) = ax.plot(curve.compared, curve.recall, label=label)
-    color = line.get_color()
-    ax.fill_between(curve.compared, curve.lower, curve.recall, color=color, alpha=0.2)
-    share, recall = curve.at(probes)
-    ax.plot([share], [recall], marker="o", color=color)
-    ax.annotate(
-        f"{probes} of {model.nlist} cells: {recall:.3f}",
-        (share, recall),
-        xytext=(8, -4),
-        textcoords="offset points",
-        verticalalignment="top",
-    )
-    ax.set(xscale="log", xlabel="share of the items", ylabel=f"recall of {curve.k} neighbours")
-    if label is not None:
-        ax.legend()
-    return ax
+    return _drawn(figures.recall_curve(model.recallCurve, model.nprobe, model.nlist, label), ax)
 
 
-def _coefficients(model: Any) -> np.ndarray:
-    """Coefficients (k, d), k being 1 for a single output."""
-    # Logistic regressions alone have a matrix, and refuse to give a vector for several classes.
-    matrix = getattr(model, "coefficientMatrix", None)
-    values = model.coefficients if matrix is None else matrix
-    return np.atleast_2d(values.toArray())
+def _scores(
+    predictions: DataFrame | Sequence[ScoreBins],
+    classes: Sequence[str] | None,
+    label: str,
+    raw: str,
+    probability: str,
+    weight: str | None,
+) -> Sequence[ScoreBins]:
+    scores: Sequence[ScoreBins]
+    if isinstance(predictions, DataFrame):
+        scores = curves.score_bins(
+            predictions,
+            labelCol=label,
+            rawPredictionCol=raw,
+            probabilityCol=probability,
+            weightCol=weight,
+            classes=classes,
+        )
+    else:
+        scores = predictions
+    if not scores:
+        raise ValueError(
+            f"predictions: expected rows of 2 to {curves.MAX_CLASSES} classes, found none or more"
+        )
+    return scores
 
 
 def _count(predictions: DataFrame, label: str, prediction: str, least: int) -> np.ndarray:
@@ -333,6 +469,136 @@ def _count(predictions: DataFrame, label: str, prediction: str, least: int) -> n
     counts = np.zeros((k, k), dtype=np.int64)
     counts[ends[0], ends[1]] = cells["count"].to_numpy()
     return counts
+
+
+# --- drawing -------------------------------------------------------------------------------------
+
+
+def _drawn(figure: Figure, ax: Axes | None) -> Axes:
+    """The Axes with a figure on them."""
+    ax = _axes(ax)
+    for axis, at in (("x", figure.x), ("y", figure.y)):
+        if at.log:
+            getattr(ax, f"set_{axis}scale")("log")
+    legend, color = False, "C0"
+    for part in figure.parts:
+        match part:
+            case Line():
+                color = _line(part, ax)
+                legend = legend or part.label is not None
+            case Bars():
+                _bars(part, ax)
+                legend = legend or bool(part.labels)
+            case Matrix():
+                _matrix(part, ax)
+            case Mark():
+                _mark(part, ax, color)
+            case Point():
+                _point(part, ax, color)
+    for axis, at in (("x", figure.x), ("y", figure.y)):
+        _set_axis(ax, axis, at, upright=any(isinstance(p, Matrix) for p in figure.parts))
+    if any(isinstance(p, Bars) and p.horizontal for p in figure.parts):
+        ax.invert_yaxis()  # the first on top
+    if legend:
+        ax.legend()
+    return ax
+
+
+def _set_axis(ax: Any, axis: str, at: Axis, upright: bool) -> None:
+    if at.label:
+        ax.set(**{f"{axis}label": at.label})
+    if at.limits is not None:
+        ax.margins(**{axis: 0.02})
+    if at.names is not None:
+        turned = axis == "x" and (not upright or max(map(len, at.names)) > 2)
+        # Names below bars that would touch are left out.
+        step = -(-len(at.names) // figures.NUMBERED_CLASSES) if axis == "x" and not upright else 1
+        ticks = getattr(ax, f"set_{axis}ticks")
+        ticks(range(0, len(at.names), step), at.names[::step], rotation=90 if turned else 0)
+    elif at.integer:
+        ax.locator_params(axis=axis, integer=True)
+
+
+def _line(line: Line, ax: Any) -> str:
+    if line.reference:
+        ax.plot(line.x, line.y, label=line.label, color="grey", linestyle="--", linewidth=1.0)
+        return "grey"
+    marker = "." if line.dots else None
+    (drawn,) = ax.plot(line.x, line.y, marker=marker, label=line.label)
+    color = str(drawn.get_color())
+    if line.low is not None and line.high is not None:
+        ax.fill_between(line.x, line.low, line.high, color=color, alpha=0.2)
+    return color
+
+
+def _bars(bars: Bars, ax: Any) -> None:
+    n = bars.heights.shape[1]
+    edges = bars.edges
+    centers = np.arange(n) if edges is None else (edges[:-1] + edges[1:]) / 2
+    widths = np.full(n, 0.8) if edges is None else np.diff(edges)
+    base = np.zeros(n)
+    for i, heights in enumerate(bars.heights):
+        label = bars.labels[i] if bars.labels else None
+        color = [f"C{i}" if height >= 0 else "tab:red" for height in heights]
+        if bars.horizontal:
+            ax.barh(centers, heights, widths, left=base, color=color, label=label)
+        else:
+            ax.bar(centers, heights, widths, bottom=base, color=color, label=label)
+        base = base + heights
+    if bars.horizontal:
+        ax.axvline(0.0, color="black", linewidth=0.8)
+
+
+def _matrix(cells: Matrix, ax: Any) -> None:
+    square = cells.extent is None and not cells.signed
+    image = ax.imshow(
+        cells.values,
+        cmap="RdBu" if cells.signed else "Blues",
+        vmin=-cells.limit if cells.signed else 0.0,
+        vmax=cells.limit,
+        aspect="equal" if square else "auto",
+        extent=cells.extent,
+        origin="upper" if cells.extent is None else "lower",
+    )
+    ax.figure.colorbar(image, ax=ax, label=cells.label)
+    for i, row in enumerate(cells.texts or ()):
+        for j, text in enumerate(row):
+            ax.text(
+                j,
+                i,
+                text,
+                horizontalalignment="center",
+                verticalalignment="center",
+                color="white" if cells.values[i, j] > 0.5 * cells.limit else "black",
+            )
+
+
+def _mark(mark: Mark, ax: Any, color: str) -> None:
+    ax.axvline(mark.x, color=color, linestyle=":", linewidth=1.0)
+    ax.annotate(
+        mark.text,
+        (mark.x, 0.97),
+        xycoords=ax.get_xaxis_transform(),  # y in shares of the Axes' height
+        xytext=(-2, 0),
+        textcoords="offset points",
+        rotation=90,
+        fontsize="small",
+        color=color,
+        horizontalalignment="right",
+        verticalalignment="top",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+    )
+
+
+def _point(point: Point, ax: Any, color: str) -> None:
+    ax.plot([point.x], [point.y], marker="o", color=color)
+    ax.annotate(
+        point.text,
+        (point.x, point.y),
+        xytext=(8, -4),
+        textcoords="offset points",
+        verticalalignment="top",
+    )
 
 
 def _axes(ax: Axes | None) -> Axes:

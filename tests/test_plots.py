@@ -11,11 +11,16 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from pyspark.ml.functions import array_to_vector
+from pyspark.sql import functions as F
+from scipy.special import expit
 from sklearn import metrics
+from sklearn.calibration import calibration_curve
 
-from mllib_ext import plots
-from mllib_ext.blocks import Round
+from mllib_ext import figures, plots
+from mllib_ext.blocks import PartitionReport, Round
 from mllib_ext.classification import LogisticRegressionModel
+from mllib_ext.curves import score_bins
 from mllib_ext.ivf import Recall
 from mllib_ext.optimizers.loop import Change, Checkpoint, Record, Settings, State, Stop, iterate
 from mllib_ext.regression import LinearRegressionModel
@@ -206,7 +211,7 @@ def test_a_class_without_rows_has_a_place_in_the_matrix(spark):
 
 
 def test_a_large_matrix_is_drawn_without_numbers():
-    ax = plots.confusion_matrix(np.eye(plots.NUMBERED_CLASSES + 1))
+    ax = plots.confusion_matrix(np.eye(figures.NUMBERED_CLASSES + 1))
     assert not ax.texts
     assert ax.images[0].get_array().shape == (31, 31)
 
@@ -232,6 +237,88 @@ def test_what_are_not_classes_is_refused(spark):
         plots.confusion_matrix(df.limit(0))
     with pytest.raises(ValueError, match=r"expected counts \(k, k\), found shape \(2, 3\)"):
         plots.confusion_matrix(np.ones((2, 3)))
+
+
+# --- what predictions are worth ------------------------------------------------------------------
+
+
+def test_curves_of_predictions_are_scikit_learns(spark):
+    rng = np.random.default_rng(1)
+    label = (rng.random(200) < 0.4).astype(float)
+    score = expit(rng.normal(size=200) + label)
+    rows = list(zip(label.tolist(), (1 - score).tolist(), score.tolist(), strict=True))
+    df = spark.createDataFrame(rows, "truth double, a double, b double").select(
+        "truth", array_to_vector(F.array("a", "b")).alias("probability")
+    )
+    ax: Any = plots.roc_curve(df, ["no", "yes"], labelCol="truth")
+    chance, line = ax.lines
+    np.testing.assert_array_equal(chance.get_xdata(), chance.get_ydata())
+    expected = metrics.roc_curve(label, score, drop_intermediate=False)[:2]
+    np.testing.assert_allclose(line.get_xydata().T, expected, rtol=1e-12)
+    assert line.get_label() == f"yes: area {metrics.roc_auc_score(label, score):.4f}"
+
+    bins = score_bins(df, labelCol="truth")  # of several pictures, counted once
+    precision, recall, _ = metrics.precision_recall_curve(label, score)
+    _, line = plots.precision_recall_curve(bins).lines
+    points: Any = np.asarray(line.get_xydata())[1:].T
+    np.testing.assert_allclose(points, [recall[-2::-1], precision[-2::-1]], rtol=1e-12)
+    _, line = plots.calibration_curve(bins).lines
+    share, mean = calibration_curve(label, score, n_bins=10)
+    np.testing.assert_allclose(np.asarray(line.get_xydata()).T, [mean, share], rtol=1e-12)
+    with pytest.raises(ValueError, match="predictions: expected rows of 2 to 10 classes"):
+        plots.roc_curve(df.limit(0), labelCol="truth")
+
+
+def test_residuals_are_drawn_by_prediction_and_by_size(spark):
+    df = spark.range(100).selectExpr("2.0 * id as label", "2.0 * id + id % 5 as prediction")
+    ax: Any = plots.residuals(df)
+    counts = np.asarray(ax.images[0].get_array()) ** 2
+    assert (counts > 0).any(axis=1).sum() == 5  # five residuals: 0, -1, ..., -4
+    assert list(ax.images[0].get_extent()) == [0, 202, -4, 0]
+    ax = plots.residuals(df, against="rows")
+    assert sorted(bar.get_height() for bar in ax.patches)[-6:] == [0, 20, 20, 20, 20, 20]
+    with pytest.raises(ValueError, match="against: expected 'prediction' or 'rows', found 'label'"):
+        plots.residuals(df, against="label")
+
+
+def test_what_a_fit_cost_is_drawn_from_its_history():
+    partitions = [PartitionReport(i, "here", 5 + i, 40, 0.1 * (1 + i)) for i in range(3)]
+    round_ = Round(0.5, 300, 100, tuple(partitions), 2)
+    history = [
+        replace(record, rounds=(round_,), seconds=0.75, gradient_norm=10.0**-record.iteration)
+        for record in halving({2: Stop("enough")})[:3]
+    ]
+    ax: Any = plots.round_times(history)
+    heights = np.array([bar.get_height() for bar in ax.patches]).reshape(3, 3)
+    np.testing.assert_allclose(heights, [[300] * 3, [200] * 3, [250] * 3])  # ms
+    assert texts(ax.get_legend().get_texts()) == ["compute", "latency of Spark", "driver"]
+    ax = plots.round_bytes(history)
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([0.3] * 3 + [0.1] * 3)  # kB
+    ax = plots.partition_skew(history)
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([0.9, 0.6, 0.3])
+    assert texts(ax.get_xticklabels()) == ["2", "1", "0"]
+    ax = plots.partition_skew(history, of="rows")
+    assert [bar.get_height() for bar in ax.patches] == [7, 6, 5]
+    ax = plots.gradient_norm(history)
+    assert ax.get_yscale() == "log"
+    assert ax.lines[0].get_ydata() == pytest.approx([1, 0.1, 0.01])
+    assert texts(ax.texts) == ["stop: enough"]
+    ax = plots.cluster_sizes([3, 1, 2])
+    assert [bar.get_height() for bar in ax.patches] == [3, 1, 2]
+    with pytest.raises(ValueError, match="expected the records of an algorithm with a gradient"):
+        plots.gradient_norm(halving({1: Stop()}))
+    with pytest.raises(ValueError, match="sizes: expected one for each of 0 clusters"):
+        plots.cluster_sizes([])
+
+
+def test_rows_held_out_have_a_loss_of_their_own():
+    history = [replace(record, validation_loss=9.0) for record in halving({2: Stop()})]
+    ax: Any = plots.loss_curve(history)
+    assert [line.get_label() for line in ax.lines if len(line.get_xdata()) > 2] == [
+        "training rows",
+        "rows held out",
+    ]
+    assert len(plots.loss_curve(history, optimum=0.5).lines) == 2  # the loss, and a mark
 
 
 # --- matplotlib ---------------------------------------------------------------------------------

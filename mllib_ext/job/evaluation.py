@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from pyspark.ml import PipelineModel
@@ -10,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from mllib_ext.columns import data_type, number, quoted
-from mllib_ext.job import inputs, metrics, models, outputs
+from mllib_ext.job import inputs, metrics, models, outputs, report
 from mllib_ext.job.config import EvaluateConfig
 from mllib_ext.job.scores import scores
 from mllib_ext.job.summary import metrics_table, output_line
@@ -49,13 +50,14 @@ def evaluate(spark: SparkSession, config: EvaluateConfig) -> str:
             "model": config.model,
             "rows": rows,
             "seconds": time.perf_counter() - began,
-            **{key: value[SIDE] for key, value in found.items()},
+            **{key: value[SIDE] for key, value in found.report.items()},
         }
         outputs.write_report(directory, config, result)
+        report.write(directory, partial(report.evaluation, spark, config, result, found))
     lines = [
         f"{config.name}: {rows:,} rows evaluated in {result['seconds']:.1f} s",
         "",
-        *metrics_table(found["metrics"], {SIDE: rows}),
+        *metrics_table(found.report["metrics"], {SIDE: rows}),
         "",
         output_line(config),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import Any
 
 from pyspark.errors import AnalysisException, ParseException
@@ -12,7 +13,7 @@ from pyspark.sql import functions as F
 
 from mllib_ext import storage
 from mllib_ext.columns import quoted
-from mllib_ext.job import inputs, outputs
+from mllib_ext.job import inputs, outputs, report
 from mllib_ext.job.config import NeighborsConfig
 from mllib_ext.job.errors import first_line
 from mllib_ext.job.rows import described
@@ -25,6 +26,8 @@ from mllib_ext.knn import (
 )
 
 logger = logging.getLogger(__name__)
+
+MOST_RANKS = 100  # whose mean distance is told
 
 
 def neighbors(spark: SparkSession, config: NeighborsConfig) -> str:
@@ -41,23 +44,28 @@ def neighbors(spark: SparkSession, config: NeighborsConfig) -> str:
         data = inputs.read(spark, config.input)
         logger.info("%s of %s", config.task, described(config.input))
         began = time.perf_counter()
+        model = None
         if config.task == "index":
-            report, line = _index(data, config, directory)
+            model, found, line = _index(data, config, directory)
         else:
-            edges, report = (
+            edges, found = (
                 _join(spark, data, config) if config.task == "join" else (_graph(data, config), {})
             )
-            n = _write(edges, config, directory)
-            report, line = {"rows": n, **report}, f"{n:,} rows"
-        report |= {"seconds": time.perf_counter() - began}
-        result = {"name": config.name, "task": config.task, "k": config.k, **report}
+            found |= _write(edges, config, directory)
+            line = f"{found['rows']:,} rows"
+        seconds = time.perf_counter() - began
+        head = {"name": config.name, "task": config.task, "k": config.k}
+        result = {**head, **found, "seconds": seconds}
         outputs.write_report(directory, config, result)
+        report.write(directory, partial(report.neighbors, spark, config, result, model))
     where = outputs.MODEL if config.task == "index" else outputs.NEIGHBORS
-    return f"{config.name}: {line} in {report['seconds']:.1f} s\n\n{output_line(config)}/{where}"
+    return f"{config.name}: {line} in {seconds:.1f} s\n\n{output_line(config)}/{where}"
 
 
-def _index(data: DataFrame, config: NeighborsConfig, directory: str) -> tuple[dict[str, Any], str]:
-    """Build and save an index: what is reported of it, and in words."""
+def _index(
+    data: DataFrame, config: NeighborsConfig, directory: str
+) -> tuple[ApproximateNearestNeighborsModel, dict[str, Any], str]:
+    """Build and save an index: the index, what is reported of it, and in words."""
     cells = config.cells
     given = {"nlist": cells.nlist, "nprobe": cells.nprobe}
     estimator = ApproximateNearestNeighbors(k=config.k, idCol=config.id, metric=config.metric)
@@ -68,7 +76,7 @@ def _index(data: DataFrame, config: NeighborsConfig, directory: str) -> tuple[di
     model = estimator.fit(data)
     model.save(f"{directory}/{outputs.MODEL}")
     compared, recall = model.recallCurve.at(model.nprobe)
-    report = {
+    found = {
         "rows": model.numItems,
         "features": model.numFeatures,
         "nlist": model.nlist,
@@ -81,7 +89,7 @@ def _index(data: DataFrame, config: NeighborsConfig, directory: str) -> tuple[di
         f"{model.numItems:,} rows in {model.nlist:,} cells; a query looks at {model.nprobe} of "
         f"them, {compared:.2%} of the rows, and finds {recall:.1%} of its {config.k} neighbours"
     )
-    return report, line
+    return model, found, line
 
 
 def _join(
@@ -91,13 +99,13 @@ def _join(
 
     A query without neighbours has no row.
     """
-    report: dict[str, Any] = {}
+    told: dict[str, Any] = {}
     if config.index is not None:
         model: Any = _loaded(config.index)
         model.setK(config.k)
         if config.filter is not None:
             model = _filtered(model, config.filter)
-        report["nprobe"] = model.nprobe
+        told["nprobe"] = model.nprobe
         model.setInputCol(config.features).setIdCol(config.id)
     else:
         items = inputs.read(spark, config.items) if config.items is not None else data
@@ -110,7 +118,7 @@ def _join(
         if config.radius is not None:
             estimator.setRadius(config.radius)
         model = estimator.fit(items)
-        report["plan"] = model.explain(data).splitlines()
+        told["plan"] = model.explain(data).splitlines()
     found = model.kneighbors(data, sort_knn_df_by_query_id=False)[2]
     pairs = found.select(
         quoted(f"query_{config.id}").alias("query"),
@@ -118,7 +126,7 @@ def _join(
     )
     columns = {"item": F.col("pair.indices"), "rank": F.col("place") + 1}
     columns["distance"] = F.col("pair.distances")
-    return pairs.select("query", *[c.alias(name) for name, c in columns.items()]), report
+    return pairs.select("query", *[c.alias(name) for name, c in columns.items()]), told
 
 
 def _filtered(items: Any, condition: str) -> Any:
@@ -158,11 +166,15 @@ def _graph(data: DataFrame, config: NeighborsConfig) -> DataFrame:
     )
 
 
-def _write(rows: DataFrame, config: NeighborsConfig, directory: str) -> int:
-    """Write rows; how many there were."""
+def _write(rows: DataFrame, config: NeighborsConfig, directory: str) -> dict[str, Any]:
+    """Write rows; how many there were and, of a join, the mean distance by rank."""
     counted, output = Observation(), config.output
-    observed = rows.observe(counted, F.count("*").alias("rows"))
+    ranks = range(1, min(config.k, MOST_RANKS) + 1) if "rank" in rows.columns else ()
+    far = [F.avg(F.when(F.col("rank") == r, F.col("distance"))).alias(str(r)) for r in ranks]
+    observed = rows.observe(counted, F.count("*").alias("rows"), *far)
     observed = observed.coalesce(output.files) if output.files is not None else observed
     writer = observed.write.format(output.format).options(**output.options)
     writer.save(f"{directory}/{outputs.NEIGHBORS}")
-    return int(counted.get["rows"])
+    found = counted.get
+    distances = {"distances": [found[str(r)] for r in ranks]} if ranks else {}
+    return {"rows": int(found["rows"]), **distances}

@@ -22,6 +22,7 @@ from mllib_ext.plain import plain
 logger = logging.getLogger(__name__)
 
 MODEL, METRICS, CONFIG, HISTORY = "model", "metrics.json", "config.yaml", "history.jsonl"
+REPORT = "report.html"
 # Of jobs that write rows: below the result, whose other files a reader would take for data.
 PREDICTIONS, DATA, QUARANTINE, NEIGHBORS = "predictions", "data", "quarantine", "neighbors"
 
@@ -65,12 +66,17 @@ def run_directory(output: Output) -> str:
 
     What an earlier attempt recorded there is deleted.
     """
-    path = storage.qualified(output.path).rstrip("/") + ".run"
+    path = recorded(output)
     names = storage.names(path)
     if names and all(map(of_a_run, names)):
         storage.delete(path)
     logger.info("watch the fit: python -m mllib_ext.monitor show %s", path)
     return path
+
+
+def recorded(output: Output) -> str:
+    """Where :func:`run_directory` is."""
+    return storage.qualified(output.path).rstrip("/") + ".run"
 
 
 def write_report(directory: str, config: JobConfig, report: dict[str, Any]) -> None:

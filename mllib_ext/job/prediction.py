@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import Any
 
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import IndexToString
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import Column, DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, MapType, StructType
+from pyspark.sql.types import ArrayType, MapType, NumericType, StructType
 
 from mllib_ext.columns import data_type, quoted
-from mllib_ext.job import inputs, models, outputs
+from mllib_ext.job import inputs, metrics, models, outputs, report
+from mllib_ext.job.class_report import LARGEST_MATRIX
 from mllib_ext.job.config import PredictConfig
 from mllib_ext.job.rows import described
 from mllib_ext.job.summary import output_line
@@ -46,10 +48,12 @@ def predict(spark: SparkSession, config: PredictConfig) -> str:
         counted = Observation()
         began = time.perf_counter()
         logger.info("predicting %s", described(config.input))
-        observed = written.observe(counted, F.count("*").alias("rows"))
+        told = _told(model.stages[-1], written)
+        observed = written.observe(counted, F.count("*").alias("rows"), *told.values())
         writer = observed.write.format(config.output.format).options(**config.output.options)
         writer.save(f"{directory}/{outputs.PREDICTIONS}")
-        rows = counted.get["rows"]
+        found = counted.get
+        rows = found["rows"]
         result = {
             "name": config.name,
             "model": config.model,
@@ -57,7 +61,10 @@ def predict(spark: SparkSession, config: PredictConfig) -> str:
             "seconds": time.perf_counter() - began,
             "columns": {field.name: field.dataType.simpleString() for field in written.schema},
         }
+        if told:
+            result["predicted"] = _predicted({name: found[name] for name in told})
         outputs.write_report(directory, config, result)
+        report.write(directory, partial(report.prediction, spark, config, result))
     return (
         f"{config.name}: {rows:,} rows predicted in {result['seconds']:.1f} s\n\n"
         f"{output_line(config)}/{outputs.PREDICTIONS}"
@@ -88,6 +95,33 @@ def _columns(model: PipelineModel, data: DataFrame, config: PredictConfig) -> Da
     if config.output.format == "csv":
         _refuse_nested(kept.schema)
     return kept.coalesce(config.output.files) if config.output.files is not None else kept
+
+
+def _told(model: Any, written: DataFrame) -> dict[str, Column]:
+    """What the pass that writes the predictions counts of them, by name: no other pass is needed.
+
+    Rows of every class or cluster, where these are few; of numbers their range, mean and standard
+    deviation.
+    """
+    name = models.output_columns(model).get("predictionCol")
+    if name not in written.columns or not isinstance(written.schema[name].dataType, NumericType):
+        return {}
+    y = quoted(name)
+    task = metrics.task_of(type(model))
+    if task == "regression":
+        functions = {"least": F.min, "mean": F.mean, "deviation": F.stddev, "most": F.max}
+        return {key: function(y).alias(key) for key, function in functions.items()}
+    clusters = model.getK() if task == "clustering" and model.hasParam("k") else None
+    k = getattr(model, "numClasses", clusters)
+    if not isinstance(k, int) or k > LARGEST_MATRIX:
+        return {}
+    return {str(i): F.count_if(y == i).alias(str(i)) for i in range(k)}
+
+
+def _predicted(found: dict[str, Any]) -> dict[str, Any]:
+    if "mean" in found:
+        return found
+    return {"labels": [int(name) for name in found], "rows": list(found.values())}
 
 
 def _plain(schema: StructType, name: str) -> Any:

@@ -12,7 +12,7 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame, SparkSession
 
 from mllib_ext.columns import data_type, quoted
-from mllib_ext.job import declared, inputs, outputs, partitioning, pipelines, sampling
+from mllib_ext.job import declared, inputs, outputs, partitioning, pipelines, report, sampling
 from mllib_ext.job.config import PrepareConfig
 from mllib_ext.job.config.prepare import Join
 from mllib_ext.job.config.section import listed
@@ -42,34 +42,35 @@ def prepare(spark: SparkSession, config: PrepareConfig) -> str:
     stages = pipelines.preparation(config.encode, config.stages)
     with outputs.output_directory(config.output) as directory, ExitStack() as caches:
         rows, sides = _joined(spark, config, caches)
-        report: dict[str, Any] = {
+        result: dict[str, Any] = {
             "name": config.name,
             "inputs": {name: side.report() for name, side in sides.items()},
         }
         pipelines.refuse_encoding(rows.schema, config.encode)
-        rows = _sampled(rows, config, report, caches)
+        rows = _sampled(rows, config, result, caches)
         _refuse_missing(rows, config)
         fitted, rows = pipelines.prepare(stages, rows)
         rows = _cached(_kept(rows, config), caches)
-        report["partitions"] = {"before": partitioning.skew(rows)}
-        if report["partitions"]["before"]["most"] == 0:
+        result["partitions"] = {"before": partitioning.skew(rows)}
+        if result["partitions"]["before"]["most"] == 0:
             raise ValueError("join: expected rows that match, found none")
         if config.partition is not None:
             rows = _cached(partitioning.partitioned(rows, config.partition), caches)
-            report["partitions"]["after"] = partitioning.skew(rows)
+            result["partitions"]["after"] = partitioning.skew(rows)
         logger.info("writing")
         rows.write.parquet(f"{directory}/{outputs.DATA}")
-        report["rows"] = next(iter(report["partitions"].values()))["rows"]
-        report["columns"] = {field.name: field.dataType.simpleString() for field in rows.schema}
+        result["rows"] = next(iter(result["partitions"].values()))["rows"]
+        result["columns"] = {field.name: field.dataType.simpleString() for field in rows.schema}
         broken = [side.sample for side in sides.values() if side.broken]
         if broken and config.quarantine.sample:
             sample = reduce(DataFrame.unionByName, broken)
             sample.coalesce(1).write.json(f"{directory}/{outputs.QUARANTINE}")
         if fitted:
             outputs.write_model(directory, PipelineModel(fitted))
-        report["seconds"] = time.perf_counter() - began
-        outputs.write_report(directory, config, report)
-    return _summary(config, report)
+        result["seconds"] = time.perf_counter() - began
+        outputs.write_report(directory, config, result)
+        report.write(directory, partial(report.preparation, spark, config, result))
+    return _summary(config, result)
 
 
 def _joined(
@@ -120,7 +121,7 @@ def _refuse_join(known: list[str], other: DataFrame, join: Join, name: str) -> l
 
 
 def _sampled(
-    rows: DataFrame, config: PrepareConfig, report: dict[str, Any], caches: ExitStack
+    rows: DataFrame, config: PrepareConfig, result: dict[str, Any], caches: ExitStack
 ) -> DataFrame:
     if config.balance is None:
         return rows
@@ -128,7 +129,7 @@ def _sampled(
     # Cached: rows that are drawn twice might be others.
     rows = _cached(sampling.balanced(rows, config.balance, before), caches)
     after = sampling.class_counts(rows, config.balance.column)
-    report["classes"] = {
+    result["classes"] = {
         when: {str(value): count for value, count in counts.items()}
         for when, counts in (("before", before), ("after", after))
     }
@@ -155,18 +156,18 @@ def _cached(rows: DataFrame, caches: ExitStack) -> DataFrame:
     return rows
 
 
-def _summary(config: PrepareConfig, report: dict[str, Any]) -> str:
-    lines = [f"{config.name}: {report['rows']:,} rows written in {report['seconds']:.1f} s", ""]
-    for name, side in report["inputs"].items():
+def _summary(config: PrepareConfig, result: dict[str, Any]) -> str:
+    lines = [f"{config.name}: {result['rows']:,} rows written in {result['seconds']:.1f} s", ""]
+    for name, side in result["inputs"].items():
         if side["broken"]:
             words = in_words(side["rows"], side["broken"], side["reasons"])
             lines += [f"{name}: {words}; a sample is in {outputs.QUARANTINE}"]
         else:
             lines += [f"{name}: {side['rows']:,} rows, none of them broken"]
-    for when, counts in report.get("classes", {}).items():
+    for when, counts in result.get("classes", {}).items():
         words = ", ".join(f"{value} ({count:,})" for value, count in counts.items())
         lines += [f"classes {when}: {words}"]
-    for when, skew in report["partitions"].items():
+    for when, skew in result["partitions"].items():
         lines += [
             f"partitions {when}: {skew['partitions']} of {skew['least']:,} to {skew['most']:,} "
             f"rows, skew {skew['skew']:.3g}"

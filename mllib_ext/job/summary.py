@@ -116,10 +116,13 @@ def _fit(report: dict[str, Any]) -> str:
 
 
 def _how_to_load(config: JobConfig) -> list[str]:
+    return [output_line(config), "", *loading(config)]
+
+
+def loading(config: JobConfig) -> list[str]:
+    """The lines that load the model."""
     path = storage.qualified(config.output.path)
     return [
-        output_line(config),
-        "",
         "from pyspark.ml import PipelineModel",
         f'model = PipelineModel.load("{path}/{MODEL}")',
     ]

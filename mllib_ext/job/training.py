@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame, SparkSession
 
-from mllib_ext.job import inputs, metrics, outputs, pipelines
+from mllib_ext.job import inputs, metrics, outputs, pipelines, report
 from mllib_ext.job.config import TrainConfig
 from mllib_ext.job.progress import progress
 from mllib_ext.job.rows import Rows, divided
-from mllib_ext.job.scores import scores
+from mllib_ext.job.scores import Measured, scores
 from mllib_ext.job.summary import training_summary
 
 
@@ -46,15 +47,21 @@ def train(spark: SparkSession, config: TrainConfig) -> str:
             model = _fit(estimator, prepared, config, rows.counts["train"])
             seconds = time.perf_counter() - began
             pipeline = pipelines.for_prediction([*fitted, *more, model])
+            found = measured(pipeline, rows, estimator, config)
             result = {
                 "name": config.name,
                 "estimator": config.estimator.class_,
                 "rows": rows.counts,
                 "fit": _fit_report(model, seconds),
-                **measured(pipeline, rows, estimator, config),
+                **found.report,
             }
         outputs.write_model(directory, pipeline, getattr(model, "history", ()))
         outputs.write_report(directory, config, result)
+        run = outputs.recorded(config.output) if hasattr(estimator, "setRunDir") else None
+        page = partial(
+            report.training, spark, config, result, found, estimator, model, prepared.schema, run
+        )
+        report.write(directory, page)
     return training_summary(config, result)
 
 
@@ -74,9 +81,7 @@ def refuse_metrics(config: TrainConfig, classes: int | None) -> None:
         )
 
 
-def measured(
-    pipeline: PipelineModel, rows: Rows, estimator: Any, config: TrainConfig
-) -> dict[str, Any]:
+def measured(pipeline: PipelineModel, rows: Rows, estimator: Any, config: TrainConfig) -> Measured:
     """The metrics that the config asks for, or those that fit, of both sides of the rows."""
     cls, names = type(estimator), config.evaluation
     if names is None:
@@ -98,14 +103,14 @@ def _fit(estimator: Any, rows: DataFrame, config: TrainConfig, count: int) -> An
 
 
 def _fit_report(model: Any, seconds: float) -> dict[str, Any]:
-    report: dict[str, Any] = {"seconds": seconds}
+    told: dict[str, Any] = {"seconds": seconds}
     for name in ("n_iter", "converged", "reason"):
         if hasattr(model, name):
-            report[name] = getattr(model, name)
+            told[name] = getattr(model, name)
     if isinstance(getattr(model, "cost", None), float):
-        report["cost"] = model.cost
+        told["cost"] = model.cost
     history = getattr(model, "history", ())
     if history:
-        report["loss"] = history[-1].loss
-        report["rounds"] = sum(len(record.rounds) for record in history)
-    return report
+        told["loss"] = history[-1].loss
+        told["rounds"] = sum(len(record.rounds) for record in history)
+    return told

@@ -20,7 +20,7 @@ from pyspark.ml.tuning import CrossValidator, CrossValidatorModel
 from pyspark.sql import DataFrame, SparkSession
 
 from mllib_ext import storage
-from mllib_ext.job import inputs, metrics, outputs, pipelines, yamlfile
+from mllib_ext.job import inputs, metrics, outputs, pipelines, report, yamlfile
 from mllib_ext.job.candidates import Candidates, Score
 from mllib_ext.job.config import TuneConfig
 from mllib_ext.job.config.tune import Range, Search
@@ -28,6 +28,7 @@ from mllib_ext.job.rows import divided, free_name
 from mllib_ext.job.split import fold
 from mllib_ext.job.summary import tuning_summary
 from mllib_ext.job.training import measured, refuse, refuse_metrics
+from mllib_ext.report import Page
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
                     f"among {len(tried)}"
                 )
             best = pipelines.for_prediction(found.bestModel.stages)
+            measures = measured(best, rows, estimator, config)
             result = {
                 "name": config.name,
                 "estimator": config.estimator.class_,
@@ -93,13 +95,23 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
                     "seconds": seconds,
                     "best": {"params": table[0]["params"], "mean": table[0]["mean"]},
                 },
-                **measured(best, rows, estimator, config),
+                **measures.report,
             }
         outputs.write_model(directory, best, getattr(best.stages[-1], "history", ()))
         storage.write_text(f"{directory}/{TABLE}", as_csv(table))
         chosen = best_config(config, table[0]["params"])
         storage.write_text(f"{directory}/{BEST}", yamlfile.dump(chosen))
         outputs.write_report(directory, config, result)
+
+        def page() -> Page:
+            chosen = estimator.copy(grid[tried.index(table[0]["params"])])
+            run = outputs.recorded(config.output) if hasattr(estimator, "setRunDir") else None
+            return report.tuning(
+                spark, config, result, measures, table, chosen, best.stages[-1],
+                best.transform(rows.train).schema, run,
+            )  # fmt: skip
+
+        report.write(directory, page)
     return tuning_summary(config, result, table)
 
 

@@ -64,7 +64,7 @@ MOST = 1_000
 
 def description(estimator: Any) -> dict[str, Any]:
     """What ``run.json`` says of a fit of an estimator."""
-    params = {param.name: _param(value) for param, value in estimator.extractParamMap().items()}
+    params = params_of(estimator)
     context = SparkContext._active_spark_context
     return {
         "format": FORMAT,
@@ -72,19 +72,29 @@ def description(estimator: Any) -> dict[str, Any]:
         "uid": estimator.uid,
         "params": params,
         "seed": params.get("seed"),
-        "versions": {
-            "mllib_ext": mllib_ext.__version__,
-            "python": platform.python_version(),
-            "pyspark": pyspark.__version__,
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-            "pandas": pd.__version__,
-            "pyarrow": pa.__version__,
-        },
+        "versions": versions(),
         "started": round(time.time(), 3),
         "application": context.applicationId if context is not None else None,
         "host": socket.gethostname(),
         "pid": os.getpid(),
+    }
+
+
+def params_of(estimator: Any) -> dict[str, Any]:
+    """The Params of an estimator that have a value, as JSON knows them."""
+    return {param.name: _param(value) for param, value in estimator.extractParamMap().items()}
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package and of what its results depend on."""
+    return {
+        "mllib_ext": mllib_ext.__version__,
+        "python": platform.python_version(),
+        "pyspark": pyspark.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "pandas": pd.__version__,
+        "pyarrow": pa.__version__,
     }
 
 

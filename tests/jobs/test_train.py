@@ -82,7 +82,12 @@ def test_a_job_writes_model_metrics_config_and_says_how_to_go_on(spark, config, 
     assert main(["--config", config()]) == 0
 
     out = tmp_path / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "metrics.json", "model"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.yaml",
+        "metrics.json",
+        "model",
+        "report.html",
+    ]
     assert not list(tmp_path.rglob(".*"))
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["rows"]["train"] + metrics["rows"]["test"] == 100
