@@ -73,6 +73,7 @@ class Fit:
         for name in sorted(values.keys() - WITHOUT_EFFECT - LAYOUT):
             params[name] = values[name]
         free = {name: params.pop(name) for name in estimator._resumes_with}
+        params |= estimator._identity()
         partitions = [(h.partition, h.n_rows, h.ordered, h.unordered) for h in blocks.handles]
         data = {
             "rows": blocks.n_rows,

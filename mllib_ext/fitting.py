@@ -47,6 +47,10 @@ class FitsOverBlocks(Estimator[Any]):
         """Data of so many bytes, or fewer, are trained on the driver."""
         return DRIVER_BYTES
 
+    def _identity(self) -> dict[str, Any]:
+        """What a fit is of beside its params, as JSON knows it: by what names in messages."""
+        return {}
+
     def _finish(self, model: Any, dataset: DataFrame) -> Any:
         """What a model is told of its training data."""
         return model

@@ -33,7 +33,7 @@ from mllib_ext.optimizers import gd, lbfgs, sgd
 from mllib_ext.optimizers.loop import Result
 from mllib_ext.optimizers.smooth import minimize
 from mllib_ext.stochastic_params import SOLVERS as STOCHASTIC
-from mllib_ext.stochastic_params import StochasticEstimator, StochasticParams
+from mllib_ext.stochastic_params import BatchSizeEstimator, BatchSizeParams
 
 MINIMIZERS: dict[str, ModuleType] = {
     "l-bfgs": lbfgs,
@@ -52,7 +52,7 @@ DRIVER_FLOP = 1e9
 
 class MultilayerPerceptronParams(
     HasFeatures,
-    StochasticParams,
+    BatchSizeParams,
     HasCheckpoints,
     HasSeed,
     HasMaxIter,
@@ -91,12 +91,6 @@ class MultilayerPerceptronParams(
         "solvers sgd and adam: the share of the hidden activations left out of a step, in [0, 1)",
         typeConverter=TypeConverters.toFloat,
     )
-    batchSize: Param[int] = Param(
-        Params._dummy(),
-        "batchSize",
-        "solvers sgd and adam: rows in a step, about; 0 is by miniBatchFraction",
-        typeConverter=TypeConverters.toInt,
-    )
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -128,10 +122,6 @@ class MultilayerPerceptronParams(
     def getDropout(self) -> float:
         """The share of the hidden activations left out of a step."""
         return self.getOrDefault(self.dropout)
-
-    def getBatchSize(self) -> int:
-        """Rows in a step; 0 is by miniBatchFraction."""
-        return self.getOrDefault(self.batchSize)
 
     @property
     def _network(self) -> Network:
@@ -186,7 +176,7 @@ def outputs(model: tuple[Network, np.ndarray], X: Any) -> np.ndarray:
 
 
 class MultilayerPerceptronEstimator(
-    FitsOverBlocks, MultilayerPerceptronParams, StochasticEstimator, HasCallbacks
+    FitsOverBlocks, MultilayerPerceptronParams, BatchSizeEstimator, HasCallbacks
 ):
     """Setters, checks and the fit of a network's estimator."""
 
@@ -241,10 +231,6 @@ class MultilayerPerceptronEstimator(
         """Set the share of the hidden activations left out of a step."""
         return self._set(dropout=value)
 
-    def setBatchSize(self, value: int) -> Self:
-        """Set the rows in a step; 0 is by miniBatchFraction."""
-        return self._set(batchSize=value)
-
     def _driver_bytes(self) -> int:
         # Two operations a weight forward and four back, for a row of doubles.
         rows = DRIVER_FLOP / (6 * self._network.n_weights)
@@ -268,17 +254,15 @@ class MultilayerPerceptronEstimator(
                 raise ValueError(f"param {name}: expected a number of 0 or more, found {value!r}")
         self._refuse_stochastic()
         stochastic = self.getSolver() in STOCHASTIC
-        for name, limit, words in (
-            ("dropout", 1.0, "in [0, 1)"), ("batchSize", np.inf, "of 0 or more")
-        ):  # fmt: skip
+        for name in ("dropout", "batchSize"):
             value = self.getOrDefault(name)
-            if not (0 <= value < limit if stochastic else value == 0):
-                expected = f"a number {words}" if stochastic else f"0 with {self.getSolver()}"
-                raise ValueError(f"param {name}: expected {expected}, found {value!r}")
-        if self.getBatchSize() and self.isSet("miniBatchFraction"):
+            if not stochastic and value != 0:
+                raise ValueError(
+                    f"param {name}: expected 0 with {self.getSolver()}, found {value!r}"
+                )
+        if not 0 <= self.getDropout() < 1:
             raise ValueError(
-                "param batchSize: expected 0 where miniBatchFraction is set, "
-                f"found {self.getBatchSize()!r}"
+                f"param dropout: expected a number in [0, 1), found {self.getDropout()!r}"
             )
         if self.getBlockSize() < 1:
             raise ValueError(f"param blockSize: expected 1 or more, found {self.getBlockSize()!r}")
@@ -324,8 +308,7 @@ class MultilayerPerceptronEstimator(
             settings |= self._stochastic_settings(len(start))
             if not self.isSet("stepSize"):
                 settings["step_size"] = STEPS[solver]
-            if size := self.getBatchSize():
-                settings["mini_batch_fraction"] = self._fraction(blocks, size)
+            settings["mini_batch_fraction"] = self._fraction(blocks)
             model = NetworkModel(self._network, loss, rows, self.getDropout())
             objective: Any = model.over(blocks)
         else:
@@ -340,10 +323,3 @@ class MultilayerPerceptronEstimator(
             self.getCallbacks(),
             blocks.drain,
         )
-
-    def _fraction(self, blocks: Blocks, batch_size: int) -> float:
-        """``miniBatchFraction`` for so many rows in a step: of all, or of a mean partition's."""
-        rows: float = blocks.n_rows
-        if self.getUpdates() == "local":
-            rows /= sum(handle.n_rows > 0 for handle in blocks.handles)
-        return min(1.0, batch_size / rows)

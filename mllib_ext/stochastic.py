@@ -121,7 +121,7 @@ class Stochastic:
 
     def value(self, v: np.ndarray) -> float:
         """``F(v)`` over all rows: one round."""
-        (total,) = self.blocks.sum(partial(value, self.model), v)
+        (total,) = self.blocks.sum(partial(value, self.model), self.evaluated(v))
         return float(total) / self.blocks.weight_sum + self._penalty(v)
 
     def value_and_validation(
@@ -135,13 +135,18 @@ class Stochastic:
             None of the one or of the other have a weight.
         """
         stage = partial(value_and_validation, self.model, fraction, seed)
-        loss, weight, validation, of_held_out = self.blocks.sum(stage, v)
+        there = self.evaluated(v, fraction, seed)
+        loss, weight, validation, of_held_out = self.blocks.sum(stage, there)
         if not (weight > 0 and of_held_out > 0):
             raise ValueError(
                 "param validationFraction: expected rows to train on and others to validate on, "
                 f"found a weight of {weight:g} and of {of_held_out:g}"
             )
         return float(loss) / weight + self._penalty(v), float(validation) / of_held_out
+
+    def evaluated(self, v: np.ndarray, fraction: float = 0.0, seed: int = 0) -> np.ndarray:
+        """What ``model.value`` takes of ``v``; ``fraction`` of the rows are held out."""
+        return v
 
     def _penalty(self, v: np.ndarray) -> float:
         return 0.5 * self.strength * float(self.ridge @ (v * v))

@@ -8,6 +8,7 @@ import numpy as np
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasSeed, HasSolver, HasStepSize
 
+from mllib_ext.blocks import Blocks
 from mllib_ext.compression import COMPRESSIONS
 from mllib_ext.optimizers import sgd
 from mllib_ext.optimizers.schedules import SCHEDULES
@@ -337,3 +338,46 @@ class StochasticEstimator(StochasticParams):
             "patience": self.getPatience(),
             "seed": self.getSeed(),
         }
+
+
+class BatchSizeParams(StochasticParams):
+    """The rows of a step as a number, beside :attr:`miniBatchFraction`."""
+
+    batchSize: Param[int] = Param(
+        Params._dummy(),
+        "batchSize",
+        "solvers sgd and adam: rows in a step, about; 0 is by miniBatchFraction",
+        typeConverter=TypeConverters.toInt,
+    )
+
+    def getBatchSize(self) -> int:
+        """Rows in a step; 0 is by miniBatchFraction."""
+        return self.getOrDefault(self.batchSize)
+
+
+class BatchSizeEstimator(BatchSizeParams, StochasticEstimator):
+    """Setters, checks and settings of an estimator with it."""
+
+    def setBatchSize(self, value: int) -> Self:
+        """Set the rows in a step; 0 is by miniBatchFraction."""
+        return self._set(batchSize=value)
+
+    def _refuse_stochastic(self) -> None:
+        super()._refuse_stochastic()
+        size = self.getBatchSize()
+        if size < 0:
+            raise ValueError(f"param batchSize: expected a number of 0 or more, found {size!r}")
+        if size and self.isSet("batchSize") and self.isSet("miniBatchFraction"):
+            raise ValueError(
+                f"param batchSize: expected 0 where miniBatchFraction is set, found {size!r}"
+            )
+
+    def _fraction(self, blocks: Blocks) -> float:
+        """``miniBatchFraction``, or that of ``batchSize`` rows, of all or of a mean partition."""
+        size = self.getBatchSize()
+        if not size or self.isSet("miniBatchFraction"):
+            return self.getMiniBatchFraction()
+        rows: float = blocks.n_rows
+        if self.getUpdates() == "local":
+            rows /= sum(handle.n_rows > 0 for handle in blocks.handles)
+        return min(1.0, size / rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import gc
 import importlib
+import importlib.util
 import inspect
 import pickle
 import pkgutil
@@ -272,6 +273,18 @@ ENTRIES = {
         evaluator=lambda: RegressionEvaluator(labelCol="number"),
     ),
 }
+if importlib.util.find_spec("torch"):
+    ENTRIES["TorchEstimator"] = Entry(
+        fit={
+            "featuresCol": "dense",
+            "labelCol": "three",
+            "module": "torch.nn.Linear",
+            "moduleArgs": {"in_features": 4, "out_features": 3},
+            "maxIter": 2,
+        },
+        values={**SUPERVISED, "module": "a.net", "moduleArgs": {"n": 1}, "loss": "a.loss"},
+        state=("numFeatures", "numClasses"),
+    )
 
 
 def exported() -> list[Any]:
@@ -279,7 +292,7 @@ def exported() -> list[Any]:
     packages = [
         importlib.import_module(info.name)
         for info in pkgutil.iter_modules(mllib_ext.__path__, "mllib_ext.")
-        if info.ispkg
+        if info.ispkg and (info.name != "mllib_ext.torch" or "TorchEstimator" in ENTRIES)
     ]
     names = [(package, name) for package in packages for name in getattr(package, "__all__", ())]
     classes = [getattr(package, name) for package, name in names]
