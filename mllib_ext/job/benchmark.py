@@ -11,6 +11,7 @@ Only ratios carry over to another machine.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import statistics
@@ -26,6 +27,8 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from mllib_ext import __version__
+
+logger = logging.getLogger(__name__)
 
 # --- measuring -----------------------------------------------------------------------------------
 
@@ -134,6 +137,11 @@ def machine(spark: SparkSession) -> dict[str, Any]:
         "mllib_ext": __version__,
         **{name: version(name) for name in packages},
     }
+
+
+def tell(comparison: Comparison) -> None:
+    """Log a comparison as soon as it is there: the next may take long, or fail."""
+    logger.info("\n%s", table([comparison]))
 
 
 def table(comparisons: list[Comparison]) -> str:
