@@ -264,7 +264,7 @@ class Search:
             if unbounded:
                 kth = np.partition(values, k - 1, axis=1)[:, k - 1]
                 limit = np.minimum(limit, _upward(kth + 2 * error / scale, dtype))
-            places = _flatnonzero(np.less_equal(values, limit[:, None], out=mask))
+            places = np.flatnonzero(np.less_equal(values, limit[:, None], out=mask))
             n += len(places)
             if dtype == np.float32 and n > CROWDED * max(k, 8) * m:
                 return False
@@ -359,6 +359,8 @@ class _Hidden(NamedTuple):
 
     def hide(self, values: np.ndarray, among: np.ndarray, start: int) -> None:
         """Set the scores (m, t) of the hidden pairs of queries ``among`` to infinity."""
+        if not len(self.places):
+            return
         first, last = np.searchsorted(self.places, (start, start + values.shape[1]))
         queries, places = self.queries[first:last], self.places[first:last]
         rows = np.minimum(np.searchsorted(among, queries), len(among) - 1)
@@ -387,16 +389,3 @@ def _upward(limit: np.ndarray, dtype: np.dtype) -> np.ndarray:
         rounded = limit.astype(dtype)
     up = np.nextafter(rounded, dtype.type(np.inf))
     return np.minimum(up, np.finfo(dtype).max)
-
-
-def _flatnonzero(mask: np.ndarray) -> np.ndarray:
-    """Places of the true ones among few, ascending: 64 are looked at together."""
-    flat = mask.ravel()
-    whole = len(flat) // 64 * 64
-    words = flat[:whole].view(np.uint64).reshape(8, -1)  # of 8 each, those of a column far apart
-    columns = np.flatnonzero(np.bitwise_or.reduce(words, axis=0))
-    row, column = np.nonzero(words[:, columns])
-    eights = words[row, columns[column]].view(bool).reshape(-1, 8)
-    word, byte = np.nonzero(eights)
-    places = 8 * (row * words.shape[1] + columns[column])[word] + byte
-    return np.concatenate([places, whole + np.flatnonzero(flat[whole:])])
