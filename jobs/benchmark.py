@@ -4,6 +4,8 @@
 ./spark-submit.sh --master 'local[2]' jobs/benchmark.py --path FILE --format libsvm --tasks logistic
 ./spark-submit.sh --master 'local[2]' jobs/benchmark.py --path FILE --format libsvm --copies 10 \\
     --partitions 8 --tasks sgd --plot sgd.png
+./spark-submit.sh --master 'local[2]' --driver-memory 8g jobs/benchmark.py --repeats 1 \\
+    --tasks neighbors-approximate --plot recall.png
 """
 
 import argparse
@@ -16,7 +18,9 @@ from pyspark.sql import functions as F
 
 from mllib_ext.job import benchmark, cli, compare_neighbors, compare_networks, comparisons
 from mllib_ext.job.benchmark_data import Problem, generate
-from mllib_ext.job.compare_sgd import compare_sgd
+
+# The task that needs files.
+IMAGES = "neighbors-fashion-mnist"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,20 +40,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--partitions", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--tasks", nargs="+", choices=comparisons.TASKS, default=[*comparisons.TASKS]
+        "--tasks", nargs="+", choices=[*comparisons.TASKS, IMAGES], default=[*comparisons.TASKS]
     )
     parser.add_argument(
         "--fashion-mnist",
         type=Path,
-        help="directory of IDX files and true neighbours, for tasks neighbors and networks as well",
+        help=f"directory of IDX files and true neighbours, for tasks {IMAGES} and networks",
     )
-    parser.add_argument("--plot", type=Path, help="draw the runs of task sgd here")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        help=f"draw what the last of these tasks found here: {[*comparisons.DRAWN]}",
+    )
     parser.add_argument("--output", type=Path, help="write all figures here, as JSON")
     return cli.run_without_config(compare, parser, argv, name="mllib_ext benchmark")
 
 
 def compare(spark: SparkSession, options: argparse.Namespace) -> str:
     """The comparisons that were asked for, as a table."""
+    if IMAGES in options.tasks and not options.fashion_mnist:
+        raise ValueError(f"task {IMAGES}: expected --fashion-mnist beside it, found none")
     problem = Problem(
         options.rows,
         options.features,
@@ -66,16 +76,18 @@ def compare(spark: SparkSession, options: argparse.Namespace) -> str:
     else:
         df = generate(spark, problem, options.partitions)
     df = df.cache()
-    df.count()
-    tasks = comparisons.TASKS | {"sgd": partial(compare_sgd, plot=options.plot)}
-    found = [
-        comparison
-        for task in options.tasks
-        for comparison in tasks[task](spark, df, options.repeats)
-    ]
-    for task, module in (("neighbors", compare_neighbors), ("networks", compare_networks)):
-        if options.fashion_mnist and task in options.tasks:
-            found += module.compare_fashion_mnist(spark, options.fashion_mnist, options.repeats)
+    if set(options.tasks) - {IMAGES, *comparisons.OWN_DATA}:
+        df.count()
+    drawn = {name: partial(task, plot=options.plot) for name, task in comparisons.DRAWN.items()}
+    runs = {name: [partial(task, spark, df)] for name, task in (comparisons.TASKS | drawn).items()}
+    if images := options.fashion_mnist:
+        runs[IMAGES] = [partial(compare_neighbors.compare_fashion_mnist, spark, images)]
+        runs["networks"].append(partial(compare_networks.compare_fashion_mnist, spark, images))
+    found = []
+    for run in [run for task in options.tasks for run in runs[task]]:
+        for comparison in run(options.repeats):
+            benchmark.tell(comparison)
+            found.append(comparison)
     if options.output:
         data = {"path": options.path} if options.path else vars(problem)
         options.output.write_text(benchmark.as_json(spark, data, found))

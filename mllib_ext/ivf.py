@@ -31,8 +31,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from mllib_ext.columns import Matrix
-from mllib_ext.distances import Metric, Tile, metric
-from mllib_ext.top_k import ROWS, Neighbors, Part, Search
+from mllib_ext.distances import Metric, metric
+from mllib_ext.top_k import ROWS, Neighbors, Part, Search, Tiles
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "inner_product")
 # Queries whose recall is measured: with a deviation of 0.1 among them, the mean is known to 0.003.
@@ -127,18 +127,15 @@ class InvertedFile:
     ids : ndarray, shape (n,), int64
     offsets : ndarray, shape (n_cells + 1,)
         Where each cell begins and ends.
-    tiles : tuple of Tile
-        The rows prepared for float32 scores, each a part of one cell.
-    edges : ndarray, shape (n_tiles + 1,)
-        Where each tile begins and ends.
+    tiles : Tiles
+        The rows prepared for scores, each tile a part of one cell.
     """
 
     cells: Cells
     X: Matrix
     ids: np.ndarray
     offsets: np.ndarray
-    tiles: tuple[Tile, ...]
-    edges: np.ndarray
+    tiles: Tiles
 
     @classmethod
     def of(cls, cells: Cells, X: Matrix, ids: np.ndarray, of_rows: np.ndarray) -> Self:
@@ -146,11 +143,8 @@ class InvertedFile:
         order = np.lexsort((ids, of_rows))
         X, ids = X[order], ids[order]
         offsets = np.searchsorted(of_rows, np.arange(len(cells) + 1), sorter=order)
-        edges = np.array([*_edges(offsets)])
-        tiles = tuple(
-            cells.metric.tile(X[start:stop], np.float32) for start, stop in pairwise(edges)
-        )
-        return cls(cells, X, ids, offsets, tiles, edges)
+        tiles = Tiles.of(X, cells.metric, _edges(offsets))
+        return cls(cells, X, ids, offsets, tiles)
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -184,11 +178,12 @@ class InvertedFile:
         order = np.lexsort((queries, cells))
         queries, cells = queries[order], cells[order]
         ends = np.searchsorted(cells, np.arange(len(self.cells) + 1))
-        first_tiles = np.searchsorted(self.edges, self.offsets)
+        _, edges, tiles = self.tiles
+        first_tiles = np.searchsorted(edges, self.offsets)
         for cell in np.flatnonzero(np.diff(ends) * self.sizes):
             asking = queries[ends[cell] : ends[cell + 1]]
             for number in range(first_tiles[cell], first_tiles[cell + 1]):
-                yield Part(self.tiles[number], self.edges[number], self.edges[number + 1], asking)
+                yield Part(tiles[number], edges[number], edges[number + 1], asking)
 
     def recall(self, k: int, seed: int) -> Recall:
         """Measure the recall by every number of probes, on a sample of the rows.

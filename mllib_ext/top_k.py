@@ -12,6 +12,7 @@ go to the smaller id.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +59,37 @@ class Neighbors(NamedTuple):
     def offsets(self) -> np.ndarray:
         """Where each query's neighbours begin and end, shape (m + 1,), int32 as Arrow has it."""
         return np.concatenate(([0], np.cumsum(self.counts))).astype(np.int32)
+
+
+class Tiles(NamedTuple):
+    """Rows that many searches look among, prepared once for float32 scores.
+
+    Attributes
+    ----------
+    metric : Metric
+    edges : ndarray, shape (n_tiles + 1,)
+        Where each tile begins and ends.
+    tiles : tuple of Tile
+    """
+
+    metric: Metric
+    edges: np.ndarray
+    tiles: tuple[Tile, ...]
+
+    @classmethod
+    def of(cls, X: Matrix, metric: Metric, edges: Iterable[int]) -> Tiles:
+        """Prepare rows X (n, d) in tiles with these edges."""
+        edges = np.array([*edges])
+        tiles = (metric.tile(X[a:b], np.float32) for a, b in pairwise(edges.tolist()))
+        return cls(metric, edges, tuple(tiles))
+
+
+def prepared(X: Matrix, metric: Metric) -> Tiles | None:
+    """Rows X (n, d) for :meth:`Search.add`; None where a tile is no more than the rows."""
+    if isinstance(metric, Manhattan):
+        return None
+    cuts = _tiles(X.shape[0], FIRST_ROWS, ROWS)
+    return Tiles.of(X, metric, (0, *(stop for _, stop in cuts)))
 
 
 class Part(NamedTuple):
@@ -120,7 +152,7 @@ class Search:
         self._waiting = 0
         self._values, self._mask = np.empty(0, dtype), np.empty(0, bool)
 
-    def add(self, X: Matrix, ids: np.ndarray) -> None:
+    def add(self, X: Matrix, ids: np.ndarray, tiles: Tiles | None = None) -> None:
         """Look among more rows.
 
         Parameters
@@ -128,6 +160,8 @@ class Search:
         X : ndarray or csr_array, shape (n, d)
         ids : ndarray, shape (n,), int64
             They order rows at the same distance; every row counts, the ids need not differ.
+        tiles : Tiles, optional
+            The same rows, prepared. Those of another metric are of no use.
 
         Raises
         ------
@@ -140,8 +174,16 @@ class Search:
             return
         hidden = _Hidden.of(self._exclude, ids)
         rows, queries = self._shape(X)
-        for start, stop in _tiles(n, max(FIRST_ROWS, 4 * self._k), rows):
-            tile = self._metric.tile(X[start:stop], self._dtype)
+        cuts: Iterable[tuple[int, int]] = _tiles(n, max(FIRST_ROWS, 4 * self._k), rows)
+        if tiles is not None and tiles.metric == self._metric:
+            cuts = pairwise(tiles.edges.tolist())
+        else:
+            tiles = None
+        for number, (start, stop) in enumerate(cuts):
+            if tiles is not None and self._dtype == np.float32:
+                tile = tiles.tiles[number]
+            else:
+                tile = self._metric.tile(X[start:stop], self._dtype)
             for first in range(0, m, queries):
                 chunk = slice(first, min(m, first + queries))
                 if self._scan(tile, chunk, start, stop - start, hidden):
@@ -222,7 +264,7 @@ class Search:
             if unbounded:
                 kth = np.partition(values, k - 1, axis=1)[:, k - 1]
                 limit = np.minimum(limit, _upward(kth + 2 * error / scale, dtype))
-            places = _flatnonzero(np.less_equal(values, limit[:, None], out=mask))
+            places = np.flatnonzero(np.less_equal(values, limit[:, None], out=mask))
             n += len(places)
             if dtype == np.float32 and n > CROWDED * max(k, 8) * m:
                 return False
@@ -317,6 +359,8 @@ class _Hidden(NamedTuple):
 
     def hide(self, values: np.ndarray, among: np.ndarray, start: int) -> None:
         """Set the scores (m, t) of the hidden pairs of queries ``among`` to infinity."""
+        if not len(self.places):
+            return
         first, last = np.searchsorted(self.places, (start, start + values.shape[1]))
         queries, places = self.queries[first:last], self.places[first:last]
         rows = np.minimum(np.searchsorted(among, queries), len(among) - 1)
@@ -345,16 +389,3 @@ def _upward(limit: np.ndarray, dtype: np.dtype) -> np.ndarray:
         rounded = limit.astype(dtype)
     up = np.nextafter(rounded, dtype.type(np.inf))
     return np.minimum(up, np.finfo(dtype).max)
-
-
-def _flatnonzero(mask: np.ndarray) -> np.ndarray:
-    """Places of the true ones among few, ascending: 64 are looked at together."""
-    flat = mask.ravel()
-    whole = len(flat) // 64 * 64
-    words = flat[:whole].view(np.uint64).reshape(8, -1)  # of 8 each, those of a column far apart
-    columns = np.flatnonzero(np.bitwise_or.reduce(words, axis=0))
-    row, column = np.nonzero(words[:, columns])
-    eights = words[row, columns[column]].view(bool).reshape(-1, 8)
-    word, byte = np.nonzero(eights)
-    places = 8 * (row * words.shape[1] + columns[column])[word] + byte
-    return np.concatenate([places, whole + np.flatnonzero(flat[whole:])])

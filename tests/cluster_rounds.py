@@ -23,7 +23,7 @@ from mllib_ext import executors as seam
 from mllib_ext.blockfile import Handle
 from mllib_ext.blocks import Blocks
 from mllib_ext.executors import CLOSURE_BYTES
-from mllib_ext.knn import NearestNeighbors
+from mllib_ext.knn import ApproximateNearestNeighbors, NearestNeighbors
 
 N, D, PARTITIONS = 6_000, 3, 6
 LARGE = np.zeros(CLOSURE_BYTES // 4)
@@ -158,6 +158,10 @@ def neighbors(spark, workers):
     for plan in ("broadcast_items", "broadcast_queries", "exchange"):
         model = NearestNeighbors(k=4, inputCol="x", idCol="id", plan=plan).fit(items)
         answers[plan] = model.kneighbors(queries)[2]
+    # All cells: what it finds is exact.
+    cells = {"nlist": 20, "nprobe": 20}
+    index = ApproximateNearestNeighbors(k=4, inputCol="x", idCol="id", algoParams=cells).fit(items)
+    answers["index"] = index.kneighbors(queries)[2]
     (victim,) = executors(workers[1])
     seen = {"first": {plan: rows_of(df) for plan, df in answers.items()}}
     os.kill(victim, signal.SIGKILL)

@@ -76,9 +76,9 @@ def test_a_lazy_answer_survives_the_loss_of_an_executor(neighbors):
     expected = neighbors["first"]["broadcast_items"]
     assert len(expected) == 600
     assert all(row[0] == row[1][0] and row[2][0] == 0 for row in expected)
-    for answers in neighbors.values():
-        if isinstance(answers, dict):
-            assert all(rows == expected for rows in answers.values())
+    for answers in (neighbors["first"], neighbors["killed"]):
+        assert set(answers) == {"broadcast_items", "broadcast_queries", "exchange", "index"}
+        assert all(rows == expected for rows in answers.values())
 
 
 # --- losses -----------------------------------------------------------------------------------

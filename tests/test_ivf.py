@@ -74,7 +74,7 @@ def test_the_answer_does_not_depend_on_batches_tiles_or_the_order_of_the_rows(mo
     monkeypatch.setattr(top_k, "QUERIES", 3)
     monkeypatch.setattr(top_k, "PENDING", 50)
     small = inverted()
-    assert len(small.tiles) > 250
+    assert len(small.tiles.tiles) > 250
     assert_same(small.neighbors(Q, 5, 4), whole)
 
 

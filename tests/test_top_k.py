@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from mllib_ext import top_k
 from mllib_ext.distances import ZeroVector, metric
-from mllib_ext.top_k import Search
+from mllib_ext.top_k import Search, prepared
 
 METRICS = ["euclidean", "sqeuclidean", "cosine", "inner_product", "manhattan"]
 
@@ -105,6 +105,10 @@ def test_the_answer_does_not_depend_on_blocks_batches_or_precision(data, name, m
     ]
     single = [search(X, Q[i : i + 1], 8, name) for i in range(len(Q))]
     others.append(top_k.Neighbors(*map(np.concatenate, zip(*single, strict=True))))
+    for prepared_by in (name, "inner_product"):  # what is prepared by another metric is of no use
+        running = Search(Q, 8, metric(name))
+        running.add(X, np.arange(len(X)), prepared(X, metric(prepared_by)))
+        others.append(running.neighbors())
     for other in others:
         for one, same in zip(whole, other, strict=True):
             np.testing.assert_array_equal(one, same)

@@ -8,7 +8,8 @@ and adds them to the candidates C; each candidate then weighs as much as the row
 to it, and k-means on these few weighted rows, on the driver, gives the start. Instead of tossing a
 coin for every row, which needs the sum of all distances and so a round more, a round draws exactly
 l rows: those of the least :math:`E_i / (w_i \, \mathrm{dist}_i)`, with exponential variates
-:math:`E_i` (Efraimidis & Spirakis 2006). The mean of the data stands for the first candidate.
+:math:`E_i` (Efraimidis & Spirakis 2006). The origin of the space, which is near the mean of the
+data, stands for the first candidate.
 """
 
 from __future__ import annotations

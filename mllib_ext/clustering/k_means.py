@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from mllib_ext.clustering import lloyd
 from mllib_ext.clustering.clusterer import SEED, Clusterer, ClusteringModel, HasInitialCenters
 from mllib_ext.clustering.initialization import k_means_parallel, random_rows
 from mllib_ext.clustering.space import Space
-from mllib_ext.optimizers.loop import Settings
+from mllib_ext.optimizers.loop import Result, S, Settings
 from mllib_ext.persistence import SavesParams
 from mllib_ext.summaries import HasKMeansSummary
 
@@ -94,6 +95,19 @@ class StartsFromCenters(Clusterer, KMeansParams):
             return [random_rows(blocks, space, k, seed) for seed in seeds]
         steps = self.getInitSteps()
         return [k_means_parallel(blocks, space, k, steps, seed) for seed in seeds]
+
+    def _best(
+        self,
+        blocks: Blocks,
+        space: Space,
+        fit: Callable[[np.ndarray], Result[S]],
+        cost: Callable[[S], float],
+    ) -> tuple[Result[S], float]:
+        """The run of least cost among those from all starts, and its cost."""
+        runs = [fit(centers) for centers in self._starts(blocks, space)]
+        costs = [cost(run.state) for run in runs]
+        best = int(np.argmin(costs))
+        return runs[best], costs[best]
 
     def _warn_of_few(self, blocks: Blocks, n_clusters: int) -> None:
         if n_clusters < self.getK():
@@ -182,11 +196,11 @@ class KMeans(StartsFromCenters, SavesParams):
     def _fit_blocks(self, blocks: Blocks) -> KMeansModel:
         space = self._space(blocks)
         settings = Settings(max_iter=self.getMaxIter(), tol=self.getTol())
-        runs = [
-            lloyd.fit(blocks, space, centers, settings, self.getCallbacks())
-            for centers in self._starts(blocks, space)
-        ]
-        best = min(runs, key=lambda run: run.state.loss)
+
+        def fit(centers: np.ndarray) -> Result[lloyd.Clusters]:
+            return lloyd.fit(blocks, space, centers, settings, self.getCallbacks())
+
+        best, _ = self._best(blocks, space, fit, lambda state: state.loss)
         state = lloyd.without_needless(blocks, space, best.state)
         self._warn_of_few(blocks, len(state.centers))
         return KMeansModel(state.centers, state.sizes, state.loss)._trained(self, best)

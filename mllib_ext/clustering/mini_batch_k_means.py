@@ -269,15 +269,13 @@ class MiniBatchKMeans(StartsFromCenters, MiniBatchKMeansParams, SavesParams):
             blocks, space, self.getMiniBatchFraction(), self._seed(), blocks.weight_sum
         )
         settings = Settings(max_iter=self.getMaxIter(), tol=self.getTol())
-        runs = [
-            fit(sampling, centers, seen, settings, self.getCallbacks())
-            for centers in self._starts(blocks, space)
-        ]
-        costs = [sampling.cost(run.state) for run in runs]
-        best = int(np.argmin(costs))
-        state = runs[best].state
-        model = MiniBatchKMeansModel(state.centers, state.seen, costs[best])
-        return model._trained(self, runs[best])
+
+        def run(centers: np.ndarray) -> Result[Moving]:
+            return fit(sampling, centers, seen, settings, self.getCallbacks())
+
+        best, cost = self._best(blocks, space, run, sampling.cost)
+        model = MiniBatchKMeansModel(best.state.centers, best.state.seen, cost)
+        return model._trained(self, best)
 
     def _initial_weights(self) -> np.ndarray:
         """What the centers to start from weigh (k,); ValueError unless that suits them."""

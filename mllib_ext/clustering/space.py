@@ -21,7 +21,8 @@ class Space:
     Attributes
     ----------
     origin : ndarray, shape (d,)
-        Subtracted from rows and centers. Zeros for sparse rows, which it would fill.
+        Subtracted from rows and centers. Zeros for sparse rows, which it would fill, and where
+        that serves as well as the mean.
     unit : bool
         Rows are scaled to length 1, and so are centers: half the squared distance of two of them
         is then their cosine distance.
@@ -33,6 +34,11 @@ class Space:
     @property
     def n_features(self) -> int:
         return len(self.origin)
+
+    @property
+    def as_is(self) -> bool:
+        """Rows stand here as the data have them."""
+        return not self.unit and not self.origin.any()
 
     def placed(self, X: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Dense rows (m, d) as they stand in this space."""
@@ -54,12 +60,17 @@ class Space:
 
 
 def euclidean(blocks: Blocks) -> Space:
-    """Squared euclidean distances: about the mean row, as float32 cancels far from the origin."""
-    total, sums = blocks.sum(weighted_sum)
-    if blocks.sparse:
-        return Space(np.zeros_like(sums))
+    """Squared euclidean distances: about the mean row, as float32 cancels far from the origin.
+
+    About 0 where rows are hardly longer than about their mean: rounding is then at most twice that
+    about the mean, and every round spares a copy of the rows.
+    """
+    total, sums, squares = blocks.sum(moments)
+    mean = sums / total
+    if blocks.sparse or mean @ mean <= squares / total / 2:
+        return Space(np.zeros_like(mean))
     # As the rows have it: to subtract it from them then costs at most one rounding.
-    return Space((sums / total).astype(blocks.features.dtype).astype(np.float64))
+    return Space(mean.astype(blocks.features.dtype).astype(np.float64))
 
 
 def cosine(blocks: Blocks) -> Space:
@@ -73,9 +84,10 @@ def cosine(blocks: Blocks) -> Space:
     return Space(np.zeros(blocks.n_features), unit=True)
 
 
-def weighted_sum(block: Block) -> tuple[Any, ...]:
-    """One block's sum of weights () and of weighted rows (d,)."""
-    return block.w.sum(), block.w.astype(block.X.dtype) @ block.X
+def moments(block: Block) -> tuple[Any, ...]:
+    """One block's sums of weights (), of weighted rows (d,) and of their weighted squares ()."""
+    w = block.w.astype(block.X.dtype)
+    return block.w.sum(), w @ block.X, block.w @ squared_norms(block.X)
 
 
 def rows_of_zeros(block: Block) -> tuple[Any, ...]:
@@ -84,4 +96,4 @@ def rows_of_zeros(block: Block) -> tuple[Any, ...]:
 
 
 # By pyspark.ml's names of the distances: the space, and the round that finds it.
-SPACES = {"euclidean": (euclidean, weighted_sum), "cosine": (cosine, rows_of_zeros)}
+SPACES = {"euclidean": (euclidean, moments), "cosine": (cosine, rows_of_zeros)}

@@ -140,6 +140,11 @@ def machine(spark: SparkSession) -> dict[str, Any]:
     }
 
 
+def tell(comparison: Comparison) -> None:
+    """Log a comparison as soon as it is there: the next may take long, or fail."""
+    logger.info("\n%s", table([comparison]))
+
+
 def table(comparisons: list[Comparison]) -> str:
     """The comparisons for a terminal, ratios first."""
     from rich.console import Console

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -34,74 +35,85 @@ MANY_CENTERS, BLOCK_ROWS = 1000, 8192
 
 
 def compare_k_means(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:
-    """Ten iterations from the same centers, on float arrays and on vectors; rates and scaling."""
-    X, _ = as_arrays(df)
-    if not isinstance(X, np.ndarray):
-        X = X.toarray()
-    columns = {
-        "float arrays": vector_to_array(F.col("features"), "float32"),
-        "vectors": F.col("features"),
-    }
-    found: list[Comparison] = []
+    """Ten iterations from the same centers, on float arrays."""
+    return _fits(df, "float32", "float arrays", repeats)
+
+
+def compare_k_means_doubles(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:
+    """Ten iterations from the same centers, on vectors."""
+    return _fits(df, "float64", "vectors", repeats)
+
+
+def compare_k_means_scaling(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:
+    """The same fit on fewer rows, and by one core."""
+    with _as(df, "float32") as data:
+        return [_rows(data, repeats), _cores(data, repeats)]
+
+
+def compare_k_means_step(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:
+    """The step on one block, in both precisions, against the machine's own rate."""
+    X = _dense(df.limit(BLOCK_ROWS))
+    return [_rate(X.astype(dtype), repeats) for dtype in (np.float32, np.float64)]
+
+
+@contextmanager
+def _as(df: DataFrame, dtype: str) -> Iterator[DataFrame]:
+    """The features alone, cached: arrays of floats, or the vectors as they are."""
+    features = F.col("features")
+    column = vector_to_array(features, "float32") if dtype == "float32" else features
+    data = df.select(column.alias("features")).cache()
+    data.count()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ten iterations are not meant to converge
-        for kind, column in columns.items():
-            data = df.select(column.alias("features")).cache()
-            data.count()
-            rows = X.astype(np.float32 if kind == "float arrays" else np.float64)
-            found += _fits(data, rows, kind, repeats)
-            if kind == "float arrays":
-                found += [_rows(data, repeats), _cores(data, repeats)]
-            data.unpersist()
-        found += [_rate(X.astype(dtype), repeats) for dtype in (np.float32, np.float64)]
-    return found
+        yield data
+    data.unpersist()
 
 
-def _fits(df: DataFrame, X: np.ndarray, kind: str, repeats: int) -> list[Comparison]:
+def _dense(df: DataFrame) -> np.ndarray:
+    X, _ = as_arrays(df)
+    return X if isinstance(X, np.ndarray) else X.toarray()
+
+
+def _fits(df: DataFrame, dtype: str, kind: str, repeats: int) -> list[Comparison]:
     """Whole fits: blocks there, and blocks built."""
     from sklearn.cluster import KMeans as Sklearn
 
+    X = _dense(df).astype(dtype)
     start = _start(X)
     ours = _ours(start)
-    theirs = partial(pyspark_clustering.KMeans, k=K, tol=0.0, initMode="random", seed=1)
+    models: dict[str, Any] = {}
 
-    def sklearn() -> Any:
+    def sklearn() -> None:
         with threadpool_limits(os.cpu_count() or 1):
-            model = Sklearn(K, init=start.astype(X.dtype), n_init=1, max_iter=ITERATIONS, tol=0.0)
-            return model.fit(X)
+            model = Sklearn(K, init=start.astype(dtype), n_init=1, max_iter=ITERATIONS, tol=0.0)
+            models["theirs"] = model.fit(X)
 
-    with training_blocks(ours, df) as blocks:
-        models: dict[str, Any] = {}
+    with _as(df, dtype) as data, training_blocks(ours, data) as blocks:
 
-        def keep(name: str, fit: Callable[[], Any]) -> Callable[[], None]:
-            def run() -> None:
-                models[name] = fit()
+        def fit() -> None:
+            models["ours"] = ours._fit_blocks(blocks)
 
-            return run
-
-        there = alternate(
+        there, built, pyspark, theirs = alternate(
             {
-                "mllib_ext": keep("mllib_ext", lambda: ours._fit_blocks(blocks)),
-                "pyspark.ml": lambda: theirs(maxIter=ITERATIONS).fit(df),
-                "scikit-learn": keep("scikit-learn", sklearn),
+                "mllib_ext, blocks there": fit,
+                "mllib_ext, blocks built": lambda: ours.fit(data),
+                "pyspark.ml": lambda: _pyspark(ITERATIONS).fit(data),
+                "scikit-learn": sklearn,
             },
             repeats,
         )
-    there[0].notes["s a round"] = float(np.median([r.seconds for r in models["mllib_ext"].history]))
-    there[0].notes["cost against scikit-learn's"] = (
-        models["mllib_ext"].cost / models["scikit-learn"].inertia_ - 1
-    )
-    there[1].notes["s without iterations"] = _seconds(lambda: theirs(maxIter=0).fit(df))
-    there[2].notes["s an iteration"] = there[2].median / models["scikit-learn"].n_iter_
-    built = alternate(
-        {
-            "mllib_ext": lambda: ours.fit(df),
-            "pyspark.ml": lambda: theirs(maxIter=ITERATIONS).fit(df),
-        },
-        repeats,
-    )
+        pyspark.notes["s without iterations"] = _seconds(lambda: _pyspark(0).fit(data))
+    model = models["ours"]
+    there.notes["s a round"] = float(np.median([r.seconds for r in model.history]))
+    there.notes["cost against scikit-learn's"] = model.cost / models["theirs"].inertia_ - 1
+    # The last one gives the labels.
+    theirs.notes["s a pass"] = theirs.median / (models["theirs"].n_iter_ + 1)
     task = f"k-means, k = {K}, {ITERATIONS} iterations, {kind}"
-    return [Comparison(f"{task}, blocks there", there), Comparison(f"{task}, blocks built", built)]
+    return [Comparison(task, [there, pyspark, theirs]), Comparison(task, [built, pyspark])]
+
+
+def _pyspark(iterations: int) -> Any:
+    return pyspark_clustering.KMeans(k=K, tol=0.0, initMode="random", seed=1, maxIter=iterations)
 
 
 def _rows(df: DataFrame, repeats: int) -> Comparison:
@@ -116,7 +128,7 @@ def _rows(df: DataFrame, repeats: int) -> Comparison:
 
 
 def _cores(df: DataFrame, repeats: int) -> Comparison:
-    """The same fit by as many tasks as there are slots, and by one."""
+    """The same fit by as many tasks as there are slots, and by one, as local[1] has it."""
     frames = {"all cores": df, "one core": df.coalesce(1)}
     return _scaling("k-means, cores", frames, repeats)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
-from mllib_ext.job.benchmark import Comparison, alternate
+from mllib_ext.job.benchmark import Comparison, Line, alternate
 from mllib_ext.job.benchmark_data import Problem, as_arrays, generate
 from mllib_ext.job.idx import decode_idx
 from mllib_ext.knn import ApproximateNearestNeighbors, NearestNeighbors
@@ -24,60 +25,101 @@ K = 10
 ITEMS, QUERIES, FEATURES = 100_000, 10_000, 64
 # Rows for an index: clusters of a hundred, in which a query's neighbours are.
 CLUSTERED, ASKED, CLUSTERS, TARGET = 500_000, 20_000, 5_000, 0.95
+PROBES = (1, 2, 4, 8, 16, 64)
 # What nearestByJoin is asked for: every pair goes through the JVM, one after the other.
 FEW = 5_000
 
 
 def compare_neighbors(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:
-    """Items and queries of its own: 100,000 and 10,000 rows of 64 independent features."""
-    data = generate(spark, Problem(ITEMS + QUERIES, FEATURES, correlation=0.0), 2)
-    X, _ = as_arrays(data)
-    items, queries = frame(spark, X[:ITEMS]), frame(spark, X[ITEMS:])
-    found = [exact(items, queries, X[:ITEMS], X[ITEMS:], repeats, f"{ITEMS:,} x {QUERIES:,}")]
-    if hasattr(DataFrame, "nearestByJoin"):
-        found.append(joins(items.where(F.col("id") < FEW), queries.where(F.col("id") < FEW)))
-    for side in (items, queries):
-        side.unpersist()
-    return [*found, approximate(spark, repeats)]
+    """Exact ones, on rows of its own: 64 independent features."""
+    X = _rows(spark, ITEMS + QUERIES)
+    with framed(spark, X[:ITEMS], X[ITEMS:]) as (items, queries):
+        task = f"{ITEMS:,} x {QUERIES:,}"
+        return [exact(items, queries, X[:ITEMS], X[ITEMS:], repeats, task)]
 
 
-def approximate(spark: SparkSession, repeats: int) -> Comparison:
+def compare_neighbor_joins(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:
+    """Exact ones, against Spark's own join, which every Spark from 4.2 on has."""
+    if not hasattr(DataFrame, "nearestByJoin"):
+        return []
+    X = _rows(spark, 2 * FEW)
+    with framed(spark, X[:FEW], X[FEW:]) as (items, queries):
+        return [joins(items, queries, repeats)]
+
+
+def _rows(spark: SparkSession, n: int) -> np.ndarray:
+    X, _ = as_arrays(generate(spark, Problem(n, FEATURES, correlation=0.0), 2))
+    return np.asarray(X)
+
+
+def compare_approximate_neighbors(
+    spark: SparkSession, df: DataFrame, repeats: int, plot: Path | None = None
+) -> list[Comparison]:
     """An index that is there already, at several numbers of probes, against exact search.
 
-    Notes say the recall of queries that it has not seen, and queries a second.
+    On rows of its own, in clusters. Notes say the recall of queries that it has not seen, and
+    queries a second.
     """
     rng = np.random.default_rng(3)
     means = rng.normal(size=(CLUSTERS, FEATURES))
 
-    def drawn(n: int) -> DataFrame:
+    def drawn(n: int) -> np.ndarray:
         X = means[rng.integers(0, CLUSTERS, n)] + 0.5 * rng.normal(size=(n, FEATURES))
-        return frame(spark, X.astype(np.float32))
+        return X.astype(np.float32)
 
-    items, queries = drawn(CLUSTERED), drawn(ASKED)
     columns: dict[str, Any] = {"k": K, "inputCol": "features", "idCol": "id"}
-    began = time.perf_counter()
-    index = ApproximateNearestNeighbors(targetRecall=TARGET, **columns).fit(items)
-    seconds = time.perf_counter() - began
-    fitted = NearestNeighbors(**columns).fit(items)
-    _answered(index, queries)  # the copies share what was sent out for it
-    models: dict[str, Any] = {f"mllib_ext, target {TARGET}": index}
-    for n in (1, 4, 16, 64):
-        fixed = index.copy({index.algoParams: {"nprobe": n}})
-        fixed.clear(fixed.targetRecall)
-        models[f"mllib_ext, nprobe {n}"] = fixed
-    models["mllib_ext exact"] = fitted
-    runs: dict[str, Callable[[], Any]] = {
-        name: partial(_answered, model, queries) for name, model in models.items()
-    }
-    lines = alternate(runs, repeats)
-    true = indices(_answered(fitted, queries))
-    for line, model in zip(lines, models.values(), strict=True):
-        line.notes["recall"] = recall(indices(_answered(model, queries)), true)
+    found: dict[str, pa.Table] = {}
+
+    def answer(name: str, model: Any, queries: DataFrame) -> None:
+        found[name] = _answered(model, queries)
+
+    with framed(spark, drawn(CLUSTERED), drawn(ASKED)) as (items, queries):
+        began = time.perf_counter()
+        index = ApproximateNearestNeighbors(targetRecall=TARGET, **columns).fit(items)
+        seconds = time.perf_counter() - began
+        _answered(index, queries)  # the copies share what was sent out for it
+        models: dict[str, Any] = {f"mllib_ext, target {TARGET}": index}
+        for n in PROBES:
+            fixed = index.copy({index.algoParams: {"nprobe": n}})
+            fixed.clear(fixed.targetRecall)
+            models[f"mllib_ext, nprobe {n}"] = fixed
+        models["mllib_ext exact"] = NearestNeighbors(**columns).fit(items)
+        lines = alternate(
+            {name: partial(answer, name, model, queries) for name, model in models.items()},
+            repeats,
+        )
+    true = indices(found["mllib_ext exact"])
+    for line in lines:
+        line.notes["recall"] = recall(indices(found[line.name]), true)
         line.notes["queries/s"] = round(ASKED / line.median)
     lines[0].notes |= {"nprobe": index.nprobe, "nlist": index.nlist, "seconds to build": seconds}
-    for side in (items, queries):
-        side.unpersist()
-    return Comparison(f"{K} near neighbours, {CLUSTERED:,} x {ASKED:,}, clustered", lines)
+    if plot is not None:
+        _draw(lines, plot)
+    return [Comparison(f"{K} near neighbours, {CLUSTERED:,} x {ASKED:,}, clustered", lines)]
+
+
+def _draw(lines: list[Line], path: Path) -> None:
+    """Recall against queries a second: the target's point and the exact search beside the curve."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    ax = figure.subplots()
+    target, *curve, exact = (
+        (
+            line.notes["recall"],
+            line.notes["queries/s"],
+            line.name.removeprefix("mllib_ext").strip(", "),
+        )
+        for line in lines
+    )
+    ax.plot([recall for recall, _, _ in curve], [rate for _, rate, _ in curve], marker=".")
+    for recall, rate, name in (target, exact):
+        ax.plot([recall], [rate], "o", label=name)
+    for recall, rate, name in curve:
+        ax.annotate(name, (recall, rate), xytext=(4, 4), textcoords="offset points")
+    ax.set(yscale="log", xlabel=f"recall of {K} neighbours", ylabel="queries a second")
+    ax.legend()
+    figure.savefig(path, dpi=90)
 
 
 def _answered(model: Any, queries: DataFrame) -> pa.Table:
@@ -114,10 +156,10 @@ def exact(
     return Comparison(f"exact {K} nearest neighbours, {task}", lines)
 
 
-def joins(items: DataFrame, queries: DataFrame) -> Comparison:
+def joins(items: DataFrame, queries: DataFrame, repeats: int) -> Comparison:
     """Every query with its neighbours, by Spark's own join and by this package."""
-    left = queries.select(F.col("id").alias("q"), F.col("features").alias("a")).cache()
-    right = items.select("id", F.col("features").alias("b")).cache()
+    left = queries.select(F.col("id").alias("q"), F.col("features").alias("a"))
+    right = items.select("id", F.col("features").alias("b"))
     n = left.count() * right.count()
     squares = F.zip_with("a", "b", lambda a, b: (a - b) * (a - b))
     distance = F.aggregate(squares, F.lit(0.0), lambda total, square: total + square)
@@ -125,11 +167,11 @@ def joins(items: DataFrame, queries: DataFrame) -> Comparison:
     def theirs() -> Any:
         return left.nearestByJoin(right, distance, K, "exact", "distance").select("q", "id").count()
 
-    runs = {"mllib_ext": lambda: neighbors(items, queries), "nearestByJoin": theirs}
-    lines = alternate(runs, 1)
-    for side in (left, right):
-        side.unpersist()
-    return Comparison(f"exact {K} nearest neighbours, {n:,} pairs", lines)
+    (ours,) = alternate({"mllib_ext": lambda: neighbors(items, queries)}, repeats)
+    began = time.perf_counter()
+    theirs()  # once, as it takes minutes
+    spark = Line("nearestByJoin", [time.perf_counter() - began])
+    return Comparison(f"exact {K} nearest neighbours, {n:,} pairs", [ours, spark])
 
 
 def compare_fashion_mnist(spark: SparkSession, directory: Path, repeats: int) -> list[Comparison]:
@@ -141,16 +183,14 @@ def compare_fashion_mnist(spark: SparkSession, directory: Path, repeats: int) ->
     X, Q = (_array(directory / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k"))
     X, Q = (images.reshape(len(images), -1).astype(np.float32) for images in (X, Q))
     y, truth = (_array(directory / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k"))
-    items, queries = frame(spark, X), frame(spark, Q)
-    comparison = exact(items, queries, X, Q, repeats, "Fashion-MNIST")
-    found = indices(neighbors(items, queries))
     known = np.load(directory / "groundtruth-l2-top100.npz")["neighbors"][:, :K]
+    with framed(spark, X, Q) as (items, queries):
+        comparison = exact(items, queries, X, Q, repeats, "Fashion-MNIST")
+        found = indices(neighbors(items, queries))
     comparison.lines[0].notes |= {
         "recall": recall(found, known),
         "1-NN accuracy": float((y[found[:, 0]] == truth).mean()),
     }
-    for side in (items, queries):
-        side.unpersist()
     return [comparison]
 
 
@@ -168,6 +208,19 @@ def indices(answer: pa.Table) -> np.ndarray:
     """Item ids (m, k) in the order of the queries."""
     flat = answer["indices"].combine_chunks().flatten().to_numpy()
     return flat.reshape(answer.num_rows, -1)
+
+
+@contextmanager
+def framed(
+    spark: SparkSession, X: np.ndarray, Q: np.ndarray
+) -> Iterator[tuple[DataFrame, DataFrame]]:
+    """Items and queries as DataFrames, for a while."""
+    sides = frame(spark, X), frame(spark, Q)
+    try:
+        yield sides
+    finally:
+        for side in sides:
+            side.unpersist()
 
 
 def frame(spark: SparkSession, X: np.ndarray) -> DataFrame:

@@ -28,8 +28,17 @@ from mllib_ext.columns import Features
 from mllib_ext.fitting import training_blocks
 from mllib_ext.job.benchmark import Comparison, Line, alternate
 from mllib_ext.job.benchmark_data import as_arrays
-from mllib_ext.job.compare_k_means import compare_k_means
-from mllib_ext.job.compare_neighbors import compare_neighbors
+from mllib_ext.job.compare_k_means import (
+    compare_k_means,
+    compare_k_means_doubles,
+    compare_k_means_scaling,
+    compare_k_means_step,
+)
+from mllib_ext.job.compare_neighbors import (
+    compare_approximate_neighbors,
+    compare_neighbor_joins,
+    compare_neighbors,
+)
 from mllib_ext.job.compare_networks import compare_networks
 from mllib_ext.job.compare_sgd import compare_sgd
 from mllib_ext.job.compare_svm import compare_kernel_svm, compare_svm
@@ -364,9 +373,17 @@ TASKS: dict[str, Callable[[SparkSession, DataFrame, int], list[Comparison]]] = {
     "round": compare_round,
     "predict": compare_predict,
     "neighbors": compare_neighbors,
+    "neighbors-join": compare_neighbor_joins,
+    "neighbors-approximate": compare_approximate_neighbors,
     "kmeans": compare_k_means,
+    "kmeans-doubles": compare_k_means_doubles,
+    "kmeans-scaling": compare_k_means_scaling,
+    "kmeans-step": compare_k_means_step,
     "svm": compare_svm,
     "kernel-svm": compare_kernel_svm,
     "networks": compare_networks,
     "sgd": compare_sgd,
 }
+# Tasks with rows of their own; those that draw a picture.
+OWN_DATA = ("neighbors", "neighbors-join", "neighbors-approximate")
+DRAWN = {"sgd": compare_sgd, "neighbors-approximate": compare_approximate_neighbors}

@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 from pyspark import keyword_only
-from pyspark.ml.base import Estimator, Model
-from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.ml.base import Estimator
+from pyspark.ml.util import MLReadable, MLReader, MLWriter
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -35,7 +35,7 @@ from mllib_ext.knn.index_files import CELL, IndexWriter, read_index, with_cells
 from mllib_ext.knn.items import Codes, Items, refuse_directionless
 from mllib_ext.knn.params import UNIQUE_ID, ApproximateParams
 from mllib_ext.knn.plans import with_neighbors
-from mllib_ext.mapped import Mapped
+from mllib_ext.knn.search_model import SearchModel
 from mllib_ext.persistence import ParamsReader, SavesParams, restored
 from mllib_ext.top_k import Neighbors
 
@@ -149,7 +149,7 @@ class Probes:
 
 
 class ApproximateNearestNeighborsModel(
-    Model, ApproximateParams, MLWritable, MLReadable["ApproximateNearestNeighborsModel"]
+    SearchModel, ApproximateParams, MLReadable["ApproximateNearestNeighborsModel"]
 ):
     """Model fitted by :class:`ApproximateNearestNeighbors`: the index.
 
@@ -161,7 +161,6 @@ class ApproximateNearestNeighborsModel(
     _celled_df: DataFrame | None  # the items with their cells, where these are stored
     _index: Index
     _recall: Recall | None = None
-    _mapped: Mapped | None = None
     _path: str | None = None  # where it was loaded from
 
     def _hold(self, items: DataFrame, celled: CelledItems, cells: Cells) -> None:
@@ -288,11 +287,13 @@ class ApproximateNearestNeighborsModel(
                 f"made, found {self.getMetric()!r}"
             )
         side = self._side(queries, self.numFeatures)
-        if self._mapped is None:
-            self._mapped = Mapped(queries.sparkSession.sparkContext, self._index)
         lookup = Probes(self.getK(), self.nprobe, rule)
         kind = self._id_kind(self._items_df)
-        return with_neighbors(queries, side, self._mapped, kind, lookup, PACKED)
+        return with_neighbors(queries, side, self._shipped(queries), kind, lookup, PACKED)
+
+    @property
+    def _predictor(self) -> Index:
+        return self._index
 
     # --- other items ---
 
@@ -372,11 +373,6 @@ class ApproximateNearestNeighborsModel(
         """Read the items from where they were saved, if they were read there before."""
         if self._path == storage.qualified(path):
             self._point_to(read_index(self._items_df.sparkSession, path).items)
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        raise TypeError(
-            "ApproximateNearestNeighborsModel: expected kneighbors to be called, found transform"
-        )
 
     def write(self) -> MLWriter:
         """A writer: ``model.write().overwrite().save(path)``.

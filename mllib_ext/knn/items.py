@@ -16,6 +16,7 @@ from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import BadRow, Features, Matrix, data_type, quoted, stacked
 from mllib_ext.distances import Metric
+from mllib_ext.top_k import Tiles
 
 # --- ids ---------------------------------------------------------------------------------------
 
@@ -98,11 +99,14 @@ class Items:
     ids : ndarray, shape (n,), int64
         The codes of the ids.
     codes : Codes
+    tiles : Tiles or None
+        The rows prepared for many searches.
     """
 
     X: Matrix
     ids: np.ndarray
     codes: Codes = field(default_factory=lambda: Codes(None))
+    tiles: Tiles | None = None
 
     @classmethod
     def of(cls, X: Matrix, ids: pa.Array) -> Items:

@@ -12,12 +12,12 @@ told in :mod:`mllib_ext.top_k`, how rows meet in :mod:`mllib_ext.knn.plans`.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from pyspark import keyword_only
-from pyspark.ml.base import Estimator, Model
-from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.ml.base import Estimator
+from pyspark.ml.util import MLReadable, MLReader, MLWriter
 from pyspark.sql import DataFrame
 
 from mllib_ext.blocks import Blocks
@@ -40,8 +40,9 @@ from mllib_ext.knn.plans import (
     exchange,
     with_neighbors,
 )
-from mllib_ext.mapped import Mapped
+from mllib_ext.knn.search_model import SearchModel
 from mllib_ext.persistence import ParamsReader, ParamsWriter, SavesParams, restored
+from mllib_ext.top_k import prepared
 
 logger = logging.getLogger(__name__)
 
@@ -170,13 +171,12 @@ def _duration(seconds: float) -> str:
 
 
 class NearestNeighborsModel(
-    Model, NearestNeighborsParams, MLWritable, MLReadable["NearestNeighborsModel"]
+    SearchModel, NearestNeighborsParams, MLReadable["NearestNeighborsModel"]
 ):
     """Model fitted by :class:`NearestNeighbors`: the items, ready to be searched."""
 
     _items_df: DataFrame
     _items: Items | None
-    _mapped: Mapped | None = None
 
     def _hold(self, items: DataFrame) -> Self:
         """Look at the items once: sizes, faults, and the rows themselves where they fit."""
@@ -283,13 +283,14 @@ class NearestNeighborsModel(
     def _streamed(self, queries: DataFrame, name: str) -> DataFrame:
         """The queries with their neighbours as one more column."""
         side, request = self._query_side(queries), self._request()
-        if self._mapped is None:
-            if self._items is None:
-                with Blocks.of(self._items_df, self._input(), id=self._id_name()) as blocks:
-                    self._items = Items.collected(blocks, self._kind)
-            context = queries.sparkSession.sparkContext
-            self._mapped = Mapped(context, self._items)
-        return with_neighbors(queries, side, self._mapped, self._kind, request, name)
+        return with_neighbors(queries, side, self._shipped(queries), self._kind, request, name)
+
+    @property
+    def _predictor(self) -> Items:
+        if self._items is None:
+            with Blocks.of(self._items_df, self._input(), id=self._id_name()) as blocks:
+                self._items = Items.collected(blocks, self._kind)
+        return replace(self._items, tiles=prepared(self._items.X, self._rule()))
 
     def _merged(self, queries: DataFrame, plan: Plan) -> DataFrame:
         sides = self._query_side(queries), self._side(self._items_df, self._n_features)
@@ -355,9 +356,6 @@ class NearestNeighborsModel(
         refuse_duplicates(role, df, self._id_name(), items)
 
     # --- files ---
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        raise TypeError("NearestNeighborsModel: expected kneighbors to be called, found transform")
 
     def write(self) -> MLWriter:
         """A writer: ``model.write().overwrite().save(path)``; the items go along as Parquet."""

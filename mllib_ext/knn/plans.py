@@ -62,7 +62,7 @@ class Request:
     def neighbors(self, items: Items, Q: Matrix, ids: pa.Array) -> Neighbors:
         """The neighbours of queries Q (m, d) of these ids (m,) among items in memory."""
         search = self.search(Q, items.codes.encode(ids) if self.exclude_self else None)
-        search.add(items.X, items.ids)
+        search.add(items.X, items.ids, items.tiles)
         return search.neighbors()
 
 

@@ -24,7 +24,7 @@ from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.knn.items import refuse_zeros
 from mllib_ext.knn.params import HasNeighbors
 from mllib_ext.knn.votes import LabelledRows, Settings
-from mllib_ext.mapped import Mapped
+from mllib_ext.mapped import Mapped, Shipped
 from mllib_ext.persistence import ParamsReader, ParamsWriter, restored
 
 WEIGHTS = ("uniform", "distance")
@@ -103,7 +103,7 @@ def _checked(label: str, X: Matrix, where: str, start: int) -> None:
         raise ValueError(f"{bad} ({where}row {start + bad.row})") from None
 
 
-class KNeighborsModel(Model, KNeighborsParams, MLWritable, MLReadable[Any]):
+class KNeighborsModel(Shipped, Model, KNeighborsParams, MLWritable, MLReadable[Any]):
     """Training rows that are searched at every prediction."""
 
     setFeaturesCol = HasFeatures.setFeaturesCol
@@ -111,10 +111,6 @@ class KNeighborsModel(Model, KNeighborsParams, MLWritable, MLReadable[Any]):
     def __init__(self, rows: LabelledRows) -> None:
         super().__init__()
         self._labelled = rows
-        self._mapped: Mapped | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None}  # a broadcast belongs to its session
 
     @property
     def numFeatures(self) -> int:
@@ -151,11 +147,14 @@ class KNeighborsModel(Model, KNeighborsParams, MLWritable, MLReadable[Any]):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         settings, outputs = self._settings(), self._outputs()
-        if self._mapped is None:
-            self._mapped = Mapped(dataset.sparkSession.sparkContext, self._labelled)
         features = Features.of(dataset.schema, self._features())
-        predict = partial(_predict, self._mapped, features, settings, self._answer(tuple(outputs)))
+        answer = self._answer(tuple(outputs))
+        predict = partial(_predict, self._shipped(dataset), features, settings, answer)
         return with_predictions(self, dataset, self.numFeatures, outputs, predict)
+
+    @property
+    def _predictor(self) -> LabelledRows:
+        return self._labelled.prepared(self._rule())
 
     def _predict_row(self, value: Vector) -> dict[str, np.ndarray]:
         row = as_row(value, self.numFeatures)

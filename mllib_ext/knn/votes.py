@@ -13,13 +13,13 @@ the answer does not depend on the order of the rows; of classes with the same vo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mllib_ext.columns import Matrix
 from mllib_ext.distances import Metric
-from mllib_ext.top_k import Search
+from mllib_ext.top_k import Search, Tiles, prepared
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,14 @@ class LabelledRows:
     ----------
     X : ndarray or csr_array, shape (n, d)
     y, w : ndarray, shape (n,), float64
+    tiles : Tiles or None
+        The rows prepared for many searches.
     """
 
     X: Matrix
     y: np.ndarray
     w: np.ndarray
+    tiles: Tiles | None = None
 
     @classmethod
     def of(cls, X: Matrix, y: np.ndarray, w: np.ndarray) -> LabelledRows:
@@ -56,11 +59,15 @@ class LabelledRows:
             array.flags.writeable = False
         return rows
 
+    def prepared(self, metric: Metric) -> LabelledRows:
+        """The same rows, ready for many searches by a metric."""
+        return replace(self, tiles=prepared(self.X, metric))
+
     def votes(self, Q: Matrix, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
         """Labels (m, k) of the neighbours of queries Q (m, d), and their weights (m, k)."""
         n = len(self.y)
         search = Search(Q, min(settings.k, n), settings.metric)
-        search.add(self.X, np.arange(n))
+        search.add(self.X, np.arange(n), self.tiles)
         found = search.neighbors()
         nearest = found.ids.reshape(Q.shape[0], -1)
         weights = self.w[nearest]

@@ -16,7 +16,9 @@ from sklearn.datasets import load_iris
 
 from data_frames import FittedOnce, every_kind_of_features
 from mllib_ext import fitting
+from mllib_ext.blocks import Blocks
 from mllib_ext.clustering import KMeans, KMeansModel
+from mllib_ext.clustering.space import euclidean
 from mllib_ext.optimizers.loop import ConvergenceWarning, Stop
 
 X = load_iris().data
@@ -217,6 +219,16 @@ def test_one_feature_and_an_offset_of_100000(spark):
     # Doubles near 1e5 are 1.5e-11 apart.
     assert sorted(c[0] for c in model.clusterCenters()) == pytest.approx([1e5 + 0.1, 1e5 + 5.1])
     assert model.cost == pytest.approx(0.04, abs=1e-9)
+
+
+@pytest.mark.parametrize(("offset", "as_is"), [(0.0, True), (1.0, True), (2.0, False)])
+def test_distances_are_taken_about_the_mean_where_that_shortens_the_rows(spark, offset, as_is):
+    # Of deviation 1 after weighting: an offset above 1 is more than half of their mean square.
+    values = offset + np.array([1.0, -1.0, 7.0])[:, None] * np.ones(3)
+    with Blocks.of(rows(spark, values, [2, 2, 0]), "features", weight="w") as blocks:
+        space = euclidean(blocks)
+    assert space.as_is == as_is
+    np.testing.assert_array_equal(space.origin, np.zeros(3) if as_is else np.full(3, offset))
 
 
 def test_rows_of_weight_0_count_as_absent(frame):

@@ -35,12 +35,15 @@ def small_pieces(monkeypatch):
 @pytest.mark.parametrize("k", [1, 2, 9, 200])
 @pytest.mark.parametrize("d", [1, 2, 7, 65])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("as_is", [False, True])
 @pytest.mark.usefixtures("small_pieces")
-def test_labels_and_distances_are_those_of_every_pair(k, d, dtype):
+def test_labels_and_distances_are_those_of_every_pair(k, d, dtype, as_is):
     X, centers = problem(d=d, k=k)
     X = X.astype(dtype)
     expected = cdist(X.astype(np.float64), centers, "sqeuclidean")
-    labels, squared = distances(X, about_the_mean(X), centers)
+    space = Space(np.zeros(d)) if as_is else about_the_mean(X)
+    assert space.as_is == as_is
+    labels, squared = distances(X, space, centers)
     # RESOLUTION allows a thousandth to a row in float32, where rounding happens to be that large.
     rounding: Any = {"rtol": 1e-3 if dtype == np.float32 else 0, "atol": 1e-13 * expected.max()}
     np.testing.assert_allclose(squared, expected.min(axis=1), **rounding)
@@ -111,15 +114,16 @@ def test_distances_on_the_sphere_are_twice_the_cosine_distance(kind):
     np.testing.assert_allclose(space.distance(squared), expected.min(axis=1), rtol=tolerance)
 
 
+@pytest.mark.parametrize("as_is", [False, True])
 @pytest.mark.parametrize("kind", ["float32", "float64", "csr"])
 @pytest.mark.usefixtures("small_pieces")
-def test_every_row_is_added_once_to_the_sum_of_its_center(kind):
+def test_every_row_is_added_once_to_the_sum_of_its_center(kind, as_is):
     X, centers = problem(k=5)
     # Half of the rows on their centers: in float32 they are the ones that go to float64.
     X[::2] = centers[RNG.integers(5, size=250)]
     w = RNG.integers(0, 4, size=500).astype(float)
     rows = sp.csr_array(X) if kind == "csr" else X.astype(kind)
-    space = Space(np.zeros(7)) if kind == "csr" else about_the_mean(rows)
+    space = Space(np.zeros(7)) if as_is or kind == "csr" else about_the_mean(rows)
     sums, seen = np.zeros((5, 7)), []
     for piece in assigned(rows, space, centers):
         add_sums(sums, piece, w[piece.rows])

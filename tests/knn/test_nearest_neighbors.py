@@ -321,6 +321,8 @@ def test_params_have_setters_and_getters(items, queries):
     fewer = model.copy({model.k: 1, model.inputCol: "dense"})
     assert_same(answer(fewer, queries), expected(X, Q, 1))
     assert_same(answer(model, queries), expected(X, Q))
+    again = model.copy({model.k: 1})
+    assert again._shipped(queries) is model._shipped(queries)  # the items were sent once
 
 
 # --- bad input ----------------------------------------------------------------------------------
