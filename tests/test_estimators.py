@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from pyspark.ml import Estimator, Model, Pipeline, PipelineModel
 from pyspark.ml import classification as mllib_classification
@@ -738,6 +739,21 @@ def test_one_versus_rest_predicts_what_it_does_with_pyspark_mls_classifier(case,
 
 
 # --- bad input ----------------------------------------------------------------------------------
+
+
+@each
+def test_what_is_no_dataframe_and_names_that_are_none_are_refused(case):
+    calls = [case.new().fit, case.model.transform]
+    if isinstance(case.new(), fitting.FitsOverBlocks):
+        calls.append(lambda given: case.new().fitMultiple(given, [{}]))
+    for given, kind in (([1.0], "list"), (None, "NoneType"), (pd.DataFrame(), r"pandas\..*")):
+        for call in calls:
+            with pytest.raises(TypeError, match=f"dataset: expected a DataFrame, found {kind}"):
+                call(given)
+    if "featuresCol" in case.entry.fit:
+        for value in (3, [1, 2], ["x0", None]):
+            with pytest.raises(TypeError, match="param featuresCol: expected names of columns"):
+                case.cls(featuresCol=value)
 
 
 @each_predictor
