@@ -6,9 +6,9 @@ Spark's own parameters and mixins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,10 +40,12 @@ from pyspark.sql.types import (
     StructType,
 )
 
-from mllib_ext.columns import Features, Matrix, quoted
+from mllib_ext.columns import Features, Matrix, quoted, refuse_no_dataframe
 from mllib_ext.names import did_you_mean
 from mllib_ext.optimizers.loop import Callback, Record, Result
 from mllib_ext.persistence import ArraysReader, ArraysWriter
+
+P = TypeVar("P", bound=Params)
 
 # --- columns in ------------------------------------------------------------------------------
 
@@ -76,11 +78,7 @@ class HasFeatures(HasFeaturesCol):
 
     def setFeaturesCol(self, value: str | Sequence[str]) -> Self:
         """Set the features column, or the list of numeric columns that are the features."""
-        one, several = self.getParam("featuresCol"), self.getParam("featuresCols")
-        used, unused = (one, several) if isinstance(value, str) else (several, one)
-        self.clear(unused)
-        self.set(used, value if isinstance(value, str) else list(value))
-        return self
+        return set_columns(self, "featuresCol", "featuresCols", value)
 
     def setFeaturesCols(self, value: Sequence[str]) -> Self:
         """Set the list of numeric columns that are the features."""
@@ -93,6 +91,21 @@ class HasFeatures(HasFeaturesCol):
     def _features(self) -> str | list[str]:
         several = self.isSet(self.featuresCols)
         return self.getFeaturesCols() if several else self.getFeaturesCol()
+
+
+def set_columns(instance: P, one: str, several: str, value: Any) -> P:
+    """Set the parameter of one column or that of several, and clear the other.
+
+    TypeError unless ``value`` is a name or names.
+    """
+    used, unused = (one, several) if isinstance(value, str) else (several, one)
+    if not isinstance(value, str):
+        value = list(value) if isinstance(value, Iterable) else [value]
+        if not all(isinstance(name, str) for name in value):
+            raise TypeError(f"param {one}: expected names of columns, found {value}")
+    instance.clear(instance.getParam(unused))
+    instance.set(instance.getParam(used), value)
+    return instance
 
 
 class HasCheckpoints(HasCheckpointInterval):
@@ -284,6 +297,7 @@ def with_predictions(
         Made of module-level functions and arrays alone: it travels to the workers, and the plan
         outlives the model.
     """
+    refuse_no_dataframe(dataset)
     features = Features.of(dataset.schema, model._features())
     if features.kind == "columns" and len(features.names) != n_features:
         raise ValueError(

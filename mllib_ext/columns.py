@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -41,6 +41,14 @@ class BadRow(ValueError):
 
     def __str__(self) -> str:
         return f"{self.name}: expected {self.expected}, found {self.found}"
+
+
+def refuse_no_dataframe(dataset: Any) -> None:
+    """TypeError for what is given in place of a DataFrame of Spark's."""
+    if not isinstance(dataset, DataFrame):
+        kind = type(dataset)  # pandas has a DataFrame too
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        raise TypeError(f"dataset: expected a DataFrame, found {module}{kind.__qualname__}")
 
 
 def quoted(name: str) -> Column:

@@ -19,6 +19,7 @@ from pyspark.sql import DataFrame
 from mllib_ext import storage
 from mllib_ext.blocks import Blocks
 from mllib_ext.checkpoints import Checkpoints, Fit
+from mllib_ext.columns import refuse_no_dataframe
 from mllib_ext.partials import Merge, Stage
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class FitsOverBlocks(Estimator[Any]):
         return model
 
     def _fit(self, dataset: DataFrame) -> Any:
+        refuse_no_dataframe(dataset)
         self._refuse(dataset)
         _refuse_checkpoints(self)
         return _watched(self, partial(_fit_rows, dataset), lambda path: path)
@@ -78,7 +80,7 @@ class FitsOverBlocks(Estimator[Any]):
         Raises
         ------
         TypeError
-            The estimator has no rounds to steer.
+            The estimator has no rounds to steer, or ``dataset`` is no DataFrame.
         ValueError
             What ``fit`` refuses before it starts.
         """
@@ -86,6 +88,7 @@ class FitsOverBlocks(Estimator[Any]):
 
         if not hasattr(self, "getCallbacks"):
             raise TypeError(f"{type(self).__name__}: expected rounds to steer, found none")
+        refuse_no_dataframe(dataset)
         estimator: Any = self.copy(params or {})
         estimator._refuse(dataset)
         return LiveRun(estimator, dataset)
@@ -107,6 +110,7 @@ class FitsOverBlocks(Estimator[Any]):
             Safe to share between threads. The blocks are deleted with the last model, or when the
             iterator is let go.
         """
+        refuse_no_dataframe(dataset)
         estimators: list[Any] = [self.copy(params) for params in paramMaps]
         for estimator in estimators:
             estimator._refuse(dataset)

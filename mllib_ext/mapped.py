@@ -17,6 +17,8 @@ from typing import Any
 from pyspark import SparkContext
 from pyspark.sql import DataFrame
 
+from mllib_ext.columns import refuse_no_dataframe
+
 # Stands before the payload, which the broadcast's own pickle surrounds with a few bytes.
 _MARK = b"mllib_ext mapped value\0\0"
 
@@ -59,6 +61,7 @@ class Shipped:
 
     def _shipped(self, dataset: DataFrame) -> Mapped:
         """The predictor for the workers."""
+        refuse_no_dataframe(dataset)
         if self._mapped is None:
             self._mapped = Mapped(dataset.sparkSession.sparkContext, self._predictor)
         return self._mapped

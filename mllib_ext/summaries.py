@@ -42,6 +42,8 @@ from pyspark.ml.util import HasTrainingSummary
 from pyspark.ml.wrapper import JavaWrapper
 from pyspark.sql import DataFrame
 
+from mllib_ext.columns import refuse_no_dataframe
+
 T = TypeVar("T")
 S = TypeVar("S")
 
@@ -96,8 +98,7 @@ class HasEvaluation(HasSummary[T], Generic[T, S]):
         TypeError
             ``dataset`` is no DataFrame.
         """
-        if not isinstance(dataset, DataFrame):
-            raise TypeError(f"dataset: expected a DataFrame, found {type(dataset).__name__}")
+        refuse_no_dataframe(dataset)
         return self._summarize(dataset, None)
 
 

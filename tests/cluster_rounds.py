@@ -61,6 +61,12 @@ def slow_at_first(block, *parameters):
     return block.X.T @ block.X, block.X.T @ block.y, block.n
 
 
+def attempts(block):
+    """Which attempt at its partition answers, as slow as above."""
+    slow_at_first(block)
+    return [[block.partition, TaskContext.get().attemptNumber()]], []
+
+
 def slow_source(batches):
     context = TaskContext.get()
     for batch in batches:
@@ -146,6 +152,7 @@ def speculation(spark, workers):
         seen["first"] = rounds(spark, blocks)
         for i in range(3):
             seen[f"slow {i}"] = {"bits": bits(blocks.sum(slow_at_first, LARGE))}
+        seen["attempts"] = dict(blocks.reduce(attempts, join)[0])
         seen["rounds"] = [[p.rows for p in r.partitions] for r in blocks.drain()]
         seen["last"] = rounds(spark, blocks)
     return seen

@@ -160,18 +160,6 @@ def test_a_prediction_outlives_its_model(frame):
     assert [row.prediction for row in predicted.collect()] == [5.5, 1.5]
 
 
-def test_a_stream_is_predicted_row_by_row_like_a_table(spark, model, frame, tmp_path):
-    frame.write.parquet(str(tmp_path / "in"))
-    stream = spark.readStream.schema(frame.schema).parquet(str(tmp_path / "in"))
-    query = (
-        model.transform(stream).writeStream.format("memory").queryName("predicted")
-        .trigger(availableNow=True).option("checkpointLocation", str(tmp_path / "log")).start()
-    )  # fmt: skip
-    assert query.awaitTermination(60)
-    found = spark.table("predicted").orderBy("a").collect()
-    assert [row.prediction for row in found] == [5.5, 1.5]
-
-
 def test_one_vector_is_a_row_if_it_has_the_right_length():
     vectors = Vectors.dense(1, 2), SparseVector(2, [0, 1], [1, 2])
     for value in ([1, 2], np.array([1.0, 2.0]), *vectors):

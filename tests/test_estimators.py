@@ -10,6 +10,7 @@ import gc
 import importlib
 import importlib.util
 import inspect
+import json
 import pickle
 import pkgutil
 import warnings
@@ -20,6 +21,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from pyspark.ml import Estimator, Model, Pipeline, PipelineModel
 from pyspark.ml import classification as mllib_classification
@@ -338,6 +340,10 @@ class Case:
         return [{self.cls().regParam: value} for value in (0.1, 0.001, 10.0)]
 
 
+# One for each way from rows to predictions: an Arrow UDF, one that reads a broadcast, a model
+# within another, and no UDF at all.
+STREAMED = {"LogisticRegression", "KNeighborsClassifier", "CalibratedClassifier", "ClassBalancer"}
+
 CASES = {cls.__name__: cls for cls in exported()}
 TWINS = [name for name in CASES if name not in ENTRIES or ENTRIES[name].twin]
 PREDICTORS = [name for name in CASES if name not in ENTRIES or ENTRIES[name].evaluator]
@@ -544,6 +550,10 @@ def test_what_is_saved_is_loaded_and_replaced_only_when_asked(case, tmp_path):
         one.save(path)
         with pytest.raises(Exception, match="already exists"):
             other.save(path)
+        (part,) = (tmp_path / type(one).__name__ / "metadata").glob("part-*")
+        package, _, name = json.loads(part.read_text())["class"].rpartition(".")
+        assert package.count(".") == 1, "files may move within a package"
+        assert getattr(importlib.import_module(package), name) is type(one)
         loaded = type(one).load(path)
         assert type(loaded) is type(one)
         assert (loaded.uid, params_of(loaded)) == (one.uid, params_of(one))
@@ -603,6 +613,7 @@ def test_every_kind_of_features_column_is_predicted_the_same(case, frame, featur
 
 @each
 def test_a_table_or_a_stream_of_files_is_transformed_like_rows(case, frame, spark, tmp_path):
+    """A stream runs, for seconds, only where predictions come in another way than most."""
     source, name = str(tmp_path / "in"), f"of_{case.cls.__name__}"
     # Spark has ways of its own for the columns of Parquet, vectors among them.
     columns = dict.fromkeys(["i", "dense", case.entry.fit[case.entry.columns[0]]])
@@ -613,14 +624,18 @@ def test_a_table_or_a_stream_of_files_is_transformed_like_rows(case, frame, spar
     found = case.model.transform(table)
     np.testing.assert_array_equal(rows_of(found, *names), rows_of(expected, *names))
     stream = spark.readStream.schema(table.schema).parquet(source)
-    query = (
-        case.model.transform(stream).writeStream.format("memory").queryName(name)
-        .trigger(availableNow=True).option("checkpointLocation", str(tmp_path / "log")).start()
-    )  # fmt: skip
-    assert query.awaitTermination(120)
-    found = spark.table(name)
-    assert found.columns == expected.columns
-    np.testing.assert_array_equal(rows_of(found, *names), rows_of(expected, *names))
+    transformed = case.model.transform(stream)
+    assert transformed.isStreaming
+    assert transformed.schema == found.schema
+    if case.cls.__name__ in STREAMED:
+        query = (
+            transformed.writeStream.format("memory").queryName(name)
+            .trigger(availableNow=True).option("checkpointLocation", str(tmp_path / "log")).start()
+        )  # fmt: skip
+        assert query.awaitTermination(120)
+        found = spark.table(name)
+        assert found.columns == expected.columns
+        np.testing.assert_array_equal(rows_of(found, *names), rows_of(expected, *names))
     if "featuresCol" in case.entry.fit:
         with pytest.raises(ValueError, match="expected a batch DataFrame to train on"):
             case.new().fit(stream)
@@ -751,6 +766,21 @@ def test_one_versus_rest_predicts_what_it_does_with_pyspark_mls_classifier(case,
 
 
 # --- bad input ----------------------------------------------------------------------------------
+
+
+@each
+def test_what_is_no_dataframe_and_names_that_are_none_are_refused(case):
+    calls = [case.new().fit, case.model.transform]
+    if isinstance(case.new(), fitting.FitsOverBlocks):
+        calls.append(lambda given: case.new().fitMultiple(given, [{}]))
+    for given, kind in (([1.0], "list"), (None, "NoneType"), (pd.DataFrame(), r"pandas\..*")):
+        for call in calls:
+            with pytest.raises(TypeError, match=f"dataset: expected a DataFrame, found {kind}"):
+                call(given)
+    if "featuresCol" in case.entry.fit:
+        for value in (3, [1, 2], ["x0", None]):
+            with pytest.raises(TypeError, match="param featuresCol: expected names of columns"):
+                case.cls(featuresCol=value)
 
 
 @each_predictor

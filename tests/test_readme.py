@@ -54,7 +54,7 @@ def test_the_table_has_every_name_that_is_exported_and_no_other():
             assert pkgutil.resolve_name(f"{module}.{name}") is not None
 
 
-def test_the_table_has_the_solvers_of_each_estimator_and_no_other():
+def test_the_table_has_the_solvers_of_each_estimator_and_no_other(spark):
     checked = 0
     for module, names, text in CAPABILITIES:
         for name in names:
@@ -62,7 +62,7 @@ def test_the_table_has_the_solvers_of_each_estimator_and_no_other():
             if name.endswith("Model") or not hasattr(estimator, "setSolver"):
                 continue
             with pytest.raises(ValueError, match="param solver: expected one of") as refusal:
-                estimator(solver="none").fit(None)
+                estimator(solver="none").fit(spark.range(1))
             known = set(re.findall(r"'([^']+)'", str(refusal.value).split("found")[0]))
             assert set(code(text.partition("solvers ")[2])) == known - {"auto"}, name
             checked += 1

@@ -35,7 +35,7 @@ from mllib_ext.base import Fitted, class_outputs, frozen, with_predictions
 from mllib_ext.blocks import Blocks
 from mllib_ext.calibration import fit_sigmoids, normalised, overview, scores
 from mllib_ext.classes import class_weights, merge_class_moments
-from mllib_ext.columns import Matrix, data_type, number, quoted
+from mllib_ext.columns import Matrix, data_type, number, quoted, refuse_no_dataframe
 from mllib_ext.fitting import DRIVER_BYTES
 from mllib_ext.names import did_you_mean
 from mllib_ext.persistence import ArraysReader, ArraysWriter, SavesParams
@@ -175,6 +175,7 @@ class CalibratedClassifierModel(Fitted, CalibratedClassifierParams):
         return self.getRawPredictionCol()
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
+        refuse_no_dataframe(dataset)
         names = self.getProbabilityCol(), self.getPredictionCol()
         k = self.numClasses
         predict = partial(_predict, self._sigmoids, self.isotonics, names)
@@ -370,6 +371,7 @@ class CalibratedClassifier(
                 )
 
     def _fit(self, dataset: DataFrame) -> CalibratedClassifierModel:
+        refuse_no_dataframe(dataset)
         self._refuse(dataset)
         columns = {"labelCol": self.getLabelCol(), "rawPredictionCol": self.getRawPredictionCol()}
         if weight := self._weight():

@@ -32,7 +32,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from mllib_ext.base import frozen
-from mllib_ext.columns import number
+from mllib_ext.columns import number, refuse_no_dataframe
 
 # So many classes go to the driver and into the plan of every transform; a label with more is more
 # likely a number to predict.
@@ -121,6 +121,7 @@ class ClassBalancer(
         return self._set(**self._input_kwargs)
 
     def _fit(self, dataset: DataFrame) -> ClassBalancerModel:
+        refuse_no_dataframe(dataset)
         y = number(dataset.schema, self.getLabelCol(), "label").alias("y")
         w: Any = self._weight(dataset).alias("w")
         bad = w.isNull() | F.isnan(w) | (w < 0) | (w == float("inf"))
@@ -195,6 +196,7 @@ class ClassBalancerModel(Model, _ClassBalancerParams, MLWritable, MLReadable["Cl
         return self._factors
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
+        refuse_no_dataframe(dataset)
         if self.getLabelCol() not in dataset.columns:
             return dataset
         name = self.getOutputCol()

@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 
 from mllib_ext import storage
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import Matrix, quoted
+from mllib_ext.columns import Matrix, quoted, refuse_no_dataframe
 from mllib_ext.distances import Metric
 from mllib_ext.ivf import Cells, InvertedFile, Recall
 from mllib_ext.knn.answers import (
@@ -110,6 +110,7 @@ class ApproximateNearestNeighbors(
         self.setParams(**self._input_kwargs)
 
     def _fit(self, dataset: DataFrame) -> ApproximateNearestNeighborsModel:
+        refuse_no_dataframe(dataset)
         rule = self._checked()
         model = ApproximateNearestNeighborsModel()
         model._resetUid(self.uid)

@@ -21,7 +21,7 @@ from pyspark.ml.util import MLReadable, MLReader, MLWriter
 from pyspark.sql import DataFrame
 
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import quoted
+from mllib_ext.columns import quoted, refuse_no_dataframe
 from mllib_ext.distances import Manhattan, metric
 from mllib_ext.knn.answers import (
     PACKED,
@@ -114,6 +114,7 @@ class NearestNeighbors(Estimator["NearestNeighborsModel"], NearestNeighborsParam
         self.setParams(**self._input_kwargs)
 
     def _fit(self, dataset: DataFrame) -> NearestNeighborsModel:
+        refuse_no_dataframe(dataset)
         self._request()
         model = NearestNeighborsModel()
         model._resetUid(self.uid)

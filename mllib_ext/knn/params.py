@@ -12,6 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from mllib_ext import ivf
+from mllib_ext.base import set_columns
 from mllib_ext.columns import Features
 from mllib_ext.distances import Metric, metric
 from mllib_ext.knn.items import id_column
@@ -83,11 +84,7 @@ class SearchParams(HasNeighbors, HasInputCol, HasInputCols):
 
     def setInputCol(self, value: str | Sequence[str]) -> Self:
         """Set the features column, or the list of numeric columns that are the features."""
-        one, several = self.getParam("inputCol"), self.getParam("inputCols")
-        used, unused = (one, several) if isinstance(value, str) else (several, one)
-        self.clear(unused)
-        self.set(used, value if isinstance(value, str) else list(value))
-        return self
+        return set_columns(self, "inputCol", "inputCols", value)
 
     def setInputCols(self, value: Sequence[str]) -> Self:
         """Set the list of numeric columns that are the features."""

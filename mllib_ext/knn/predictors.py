@@ -19,7 +19,15 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mllib_ext.base import HasFeatures, Output, as_row, with_predictions
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import BadRow, Features, Matrix, data_type, number, stacked
+from mllib_ext.columns import (
+    BadRow,
+    Features,
+    Matrix,
+    data_type,
+    number,
+    refuse_no_dataframe,
+    stacked,
+)
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.knn.items import refuse_zeros
 from mllib_ext.knn.params import HasNeighbors
@@ -146,6 +154,7 @@ class KNeighborsModel(Shipped, Model, KNeighborsParams, MLWritable, MLReadable[A
         """The prediction columns."""
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
+        refuse_no_dataframe(dataset)
         settings, outputs = self._settings(), self._outputs()
         features = Features.of(dataset.schema, self._features())
         answer = self._answer(tuple(outputs))

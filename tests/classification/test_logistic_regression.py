@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import gc
 import json
-import os
 import re
 import warnings
 from types import SimpleNamespace
@@ -10,14 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml import classification as mllib
 from pyspark.ml.common import _py2java
-from pyspark.ml.evaluation import MulticlassClassificationEvaluator
-from pyspark.ml.feature import StringIndexer, VectorAssembler
+from pyspark.ml.feature import StringIndexer
 from pyspark.ml.functions import vector_to_array
-from pyspark.ml.linalg import DenseMatrix, Matrices, Vectors
-from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
+from pyspark.ml.linalg import DenseMatrix, Vectors
 from pyspark.sql import functions as F
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.linear_model import LogisticRegression as ScikitLogisticRegression
@@ -470,25 +465,6 @@ def test_a_saved_model_predicts_the_same_bits(frame, fitted, tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_model_records_the_public_path_of_its_class(fitted, tmp_path):
-    fitted(**CASES[0], **TIGHT).save(str(tmp_path / "model"))
-    (part,) = (tmp_path / "model" / "metadata").glob("part-*")
-    recorded = json.loads(part.read_text())["class"]
-    assert recorded == "mllib_ext.classification.LogisticRegressionModel"
-
-
-def test_save_refuses_a_path_that_exists_and_overwrites_when_told_to(fitted, tmp_path):
-    path = str(tmp_path / "model")
-    fitted(**CASES[0], **TIGHT).save(path)
-    before = sorted(os.listdir(path))
-    with pytest.raises(Exception, match="exists"):
-        fitted(**CASES[3], **TIGHT).save(path)
-    assert sorted(os.listdir(path)) == before
-    assert LogisticRegressionModel.load(path).numClasses == 2
-    fitted(**CASES[3], **TIGHT).write().overwrite().save(path)
-    assert LogisticRegressionModel.load(path).numClasses == 3
-
-
 def test_an_estimator_is_saved_with_its_parameters_and_without_its_callbacks(tmp_path):
     estimator = LogisticRegression(featuresCol=["a", "b"], regParam=0.3, solver="gd", stepSize=0.1)
     estimator.setCallbacks([lambda state, record: None]).save(str(tmp_path / "estimator"))
@@ -499,82 +475,7 @@ def test_an_estimator_is_saved_with_its_parameters_and_without_its_callbacks(tmp
     assert loaded.getCallbacks() == ()
 
 
-def test_a_pipeline_is_fitted_saved_and_loaded_with_the_same_predictions(frame, tmp_path):
-    assembler = VectorAssembler(inputCols=["x0", "x1", "x2"], outputCol="assembled")
-    classifier = LogisticRegression(featuresCol="assembled", labelCol="two", regParam=0.1)
-    pipeline = Pipeline(stages=[assembler, classifier])
-    model = pipeline.fit(frame)
-    assert model.stages[1].uid == classifier.uid
-    model.save(str(tmp_path / "model"))
-    loaded = PipelineModel.load(str(tmp_path / "model"))
-    assert type(loaded.stages[1]) is LogisticRegressionModel
-    for one, other in zip(outputs(loaded, frame), outputs(model, frame), strict=True):
-        np.testing.assert_array_equal(one, other)
-    pipeline.save(str(tmp_path / "pipeline"))
-    again = Pipeline.load(str(tmp_path / "pipeline")).getStages()[1]
-    assert (type(again), again.getRegParam()) == (LogisticRegression, 0.1)
-
-
-def test_a_cross_validator_picks_the_better_parameter(frame):
-    classifier = LogisticRegression(featuresCol="dense", labelCol="two")
-    grid = ParamGridBuilder().addGrid(classifier.regParam, [0.01, 1000.0]).build()
-    evaluator = MulticlassClassificationEvaluator(labelCol="two", metricLabel=1.0)
-    evaluator.set(evaluator.metricName, "logLoss")
-    validator = CrossValidator(
-        estimator=classifier, estimatorParamMaps=grid, evaluator=evaluator, numFolds=2, seed=1
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # pyspark leaves its thread pool open
-        best = validator.fit(frame)
-        gc.collect()
-    chosen: Any = best.bestModel
-    assert chosen.getRegParam() == 0.01
-    assert best.avgMetrics[0] < best.avgMetrics[1]
-
-
 # --- parameters ---------------------------------------------------------------------------------
-
-
-def test_parameters_defaults_getters_and_setters_are_those_of_pyspark_ml(spark):
-    ours, theirs = LogisticRegression(), mllib.LogisticRegression()
-    found = {p.name: v for p, v in ours.extractParamMap().items()}
-    expected = {p.name: v for p, v in theirs.extractParamMap().items()}
-    assert found | expected == found
-    assert {p.name for p in theirs.params} <= {p.name for p in ours.params}
-    ours.explainParams()
-    for name in dir(theirs):
-        if name.startswith(("get", "set")):
-            assert callable(getattr(ours, name)), name
-
-
-def test_a_fitted_model_has_the_parameters_getters_and_setters_of_pyspark_mls(spark, fitted):
-    model = fitted(**CASES[1], **TIGHT)
-    twin = twins(spark, *BINOMIAL, 2).twin
-    assert {p.name for p in twin.params} <= {p.name for p in model.params}
-    for name in dir(twin):
-        if name.startswith(("get", "set")):
-            assert callable(getattr(model, name)), name
-    assert (model.getRegParam(), model.getStandardization()) == (0.05, False)
-
-
-def test_every_keyword_has_a_setter_that_does_the_same():
-    given: dict[str, Any] = {
-        "featuresCol": "f", "labelCol": "l", "predictionCol": "p", "maxIter": 7, "regParam": 0.5,
-        "elasticNetParam": 0.25, "tol": 1e-3, "fitIntercept": False, "thresholds": [0.5, 0.5],
-        "probabilityCol": "q", "rawPredictionCol": "r", "standardization": False, "weightCol": "w",
-        "aggregationDepth": 3, "family": "binomial", "maxBlockSizeInMB": 2.0, "solver": "gd",
-        "stepSize": 0.125, "lineSearch": "none",
-        "lowerBoundsOnCoefficients": Matrices.dense(1, 1, [0.0]),
-        "upperBoundsOnIntercepts": Vectors.dense([1.0]),
-    }  # fmt: skip
-    by_setters = LogisticRegression()
-    for name, value in given.items():
-        assert getattr(by_setters, f"set{name[0].upper()}{name[1:]}")(value) is by_setters
-        assert getattr(by_setters, f"get{name[0].upper()}{name[1:]}")() == value
-    for other in (LogisticRegression(**given), LogisticRegression().setParams(**given)):
-        assert {p.name: v for p, v in other.extractParamMap().items()} == {
-            p.name: v for p, v in by_setters.extractParamMap().items()
-        }
 
 
 @pytest.mark.parametrize(
@@ -613,11 +514,6 @@ def test_thresholds_of_another_number_than_classes_are_refused(frame):
         LogisticRegression(featuresCol="dense", labelCol="three", thresholds=[0.5, 0.5]).fit(frame)
     with pytest.raises(ValueError, match="inconsistent"):
         LogisticRegression(threshold=0.5, thresholds=[0.3, 0.7])
-
-
-def test_a_missing_column_is_named_with_the_nearest_there_is(frame):
-    with pytest.raises(ValueError, match=r"label column 'tow': .*did you mean 'two'\?"):
-        LogisticRegression(featuresCol="dense", labelCol="tow").fit(frame)
 
 
 # --- steering -----------------------------------------------------------------------------------

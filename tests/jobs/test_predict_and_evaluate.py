@@ -1,13 +1,17 @@
 """A model from its training to others' rows: what is written, and what is refused before."""
 
+import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.regression import LinearRegression
+from scripts import load_job
 from sklearn.datasets import load_breast_cancer
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
@@ -32,32 +36,34 @@ def table(tmp_path_factory):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def source(table):
     return {"format": "csv", "path": str(table), "schema": SCHEMA, "options": {"header": True}}
 
 
-@pytest.fixture
-def trained(run, source):
-    result = run(
-        "train",
-        {
-            "input": source,
-            "encode": {
-                "numeric": ["a"],
-                "impute": {"b": "median"},
-                "categorical": ["colour"],
-                "index": ["verdict"],
-            },
-            "label": "verdict_index",
-            "estimator": {
-                "class": "mllib_ext.classification.LogisticRegression",
-                "params": {"regParam": 0.01},
-            },
+@pytest.fixture(scope="module")
+def trained(spark, source, tmp_path_factory):
+    """What one training job left, for all tests, which only read it."""
+    path = tmp_path_factory.mktemp("trained") / "out"
+    config = {
+        "input": source,
+        "encode": {
+            "numeric": ["a"],
+            "impute": {"b": "median"},
+            "categorical": ["colour"],
+            "index": ["verdict"],
         },
-    )
-    assert result.code == 0, result.err
-    return result
+        "label": "verdict_index",
+        "estimator": {
+            "class": "mllib_ext.classification.LogisticRegression",
+            "params": {"regParam": 0.01},
+        },
+        "output": {"path": str(path)},
+    }
+    file = path.parent / "train.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert load_job("train").main(["--config", str(file)]) == 0
+    return SimpleNamespace(path=path, report=json.loads((path / "metrics.json").read_text()))
 
 
 def test_training_reports_every_class_by_its_name(trained):
