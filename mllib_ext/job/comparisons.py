@@ -29,6 +29,7 @@ from mllib_ext.fitting import training_blocks
 from mllib_ext.job.benchmark import Comparison, Line, alternate
 from mllib_ext.job.benchmark_data import as_arrays
 from mllib_ext.job.compare_k_means import compare_k_means
+from mllib_ext.job.compare_monitor import compare_monitor
 from mllib_ext.job.compare_neighbors import compare_neighbors
 from mllib_ext.job.compare_networks import compare_networks
 from mllib_ext.job.compare_sgd import compare_sgd
@@ -369,4 +370,5 @@ TASKS: dict[str, Callable[[SparkSession, DataFrame, int], list[Comparison]]] = {
     "kernel-map": compare_kernel_map,
     "networks": compare_networks,
     "sgd": compare_sgd,
+    "monitor": compare_monitor,
 }
