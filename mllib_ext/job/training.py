@@ -14,6 +14,8 @@ from mllib_ext.job.progress import progress
 from mllib_ext.job.rows import Rows, divided
 from mllib_ext.job.scores import scores
 from mllib_ext.job.summary import training_summary
+from mllib_ext.job.watching import page, stopped_by_interrupt
+from mllib_ext.monitor.fits import Monitor, Served
 
 
 def train(spark: SparkSession, config: TrainConfig) -> str:
@@ -34,7 +36,13 @@ def train(spark: SparkSession, config: TrainConfig) -> str:
     estimator, between = pipelines.training(config, config.estimator.find())
     stages = pipelines.preparation(config.encode, config.stages)
 
-    with outputs.output_directory(config.output) as directory:
+    watched = hasattr(estimator, "setCallbacks")
+    runs: dict[str, Served] = {}  # that the page shows
+
+    with (
+        outputs.output_directory(config.output) as directory,
+        page(watched and config.page, lambda: runs) as url,
+    ):
         data = inputs.read(spark, config.input)
         refuse(data, config)
         with divided(data, config) as rows:
@@ -43,7 +51,7 @@ def train(spark: SparkSession, config: TrainConfig) -> str:
             pipelines.refuse_columns(prepared.schema, config)
             more, prepared = pipelines.prepare(between, prepared)
             began = time.perf_counter()
-            model = _fit(estimator, prepared, config, rows.counts["train"])
+            model = _fit(estimator, prepared, config, rows.counts["train"], runs, url)
             seconds = time.perf_counter() - began
             pipeline = pipelines.for_prediction([*fitted, *more, model])
             result = {
@@ -87,13 +95,26 @@ def measured(
     return scores(predictions, names, columns, metrics.task_of(cls))
 
 
-def _fit(estimator: Any, rows: DataFrame, config: TrainConfig, count: int) -> Any:
+def _fit(
+    estimator: Any,
+    rows: DataFrame,
+    config: TrainConfig,
+    count: int,
+    runs: dict[str, Served],
+    url: str | None,
+) -> Any:
     title = f"{type(estimator).__name__} on {count:,} rows"
-    with progress(config.progress, title) as callback:
-        if hasattr(estimator, "setCallbacks"):
-            estimator.setCallbacks([callback])
-            estimator.setRunDir(outputs.run_directory(config.output))
-            estimator.setCheckpointDir(config.checkpointDir)
+    if not hasattr(estimator, "setCallbacks"):
+        with progress(config.progress, title):
+            return estimator.fit(rows)
+    monitor = Monitor.at(outputs.run_directory(config.output), keep=url is not None)
+    runs["."] = Served(monitor)
+    with (
+        progress(config.progress, title, url) as callback,
+        stopped_by_interrupt(monitor),
+    ):
+        estimator.setCallbacks([callback]).setCheckpointDir(config.checkpointDir)
+        estimator._monitor = monitor
         return estimator.fit(rows)
 
 

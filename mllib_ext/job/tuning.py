@@ -28,6 +28,7 @@ from mllib_ext.job.rows import divided, free_name
 from mllib_ext.job.split import fold
 from mllib_ext.job.summary import tuning_summary
 from mllib_ext.job.training import measured, refuse, refuse_metrics
+from mllib_ext.job.watching import page
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,12 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
     tried = candidates(config.search)
     grid = [{_param(key, estimator, stages): v for key, v in one.items()} for one in tried]
 
-    with outputs.output_directory(config.output) as directory:
+    watched = hasattr(estimator, "setRunDir")
+    runs: list[Any] = []  # where the page finds them
+    with (
+        outputs.output_directory(config.output) as directory,
+        page(watched and config.page, lambda: runs[0]() if runs else {}) as url,
+    ):
         data = inputs.read(spark, config.input)
         refuse(data, config)
         name = free_name("fold", data)
@@ -68,8 +74,13 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
             first = [stage.copy(grid[0]) for stage in before]
             _, prepared = pipelines.prepare(first, rows.train.drop(name))
             pipelines.refuse_columns(prepared.schema, config)
-            if hasattr(estimator, "setRunDir"):
+            if watched:
                 estimator.setRunDir(outputs.run_directory(config.output))
+                if url:
+                    from mllib_ext.monitor.server import Directory
+
+                    runs.append(Directory(estimator.getRunDir()))
+                    logger.info("the page of the fits: %s", url)
                 estimator.setCheckpointDir(config.checkpointDir)
             pipeline = Candidates(stages=[*before, *between, estimator]).setFold(name)
             began = time.perf_counter()
