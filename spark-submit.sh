@@ -43,8 +43,8 @@ Environment variables:
   SPARK_CONF_DIR    use this directory in place of conf/
   SPARK_LOCAL_IP    the driver's address; with a local master it is 127.0.0.1
 
-Ctrl-C interrupts the job's Python alone, which may then save its model with Spark still there;
-a third Ctrl-C ends everything. The exit code is the job's.
+Ctrl-C reaches the job's Python alone: once ends a fit after its round and keeps the model, twice
+aborts, and a third Ctrl-C ends everything. The exit code is the job's.
 EOF
 }
 

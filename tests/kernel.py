@@ -51,11 +51,14 @@ def run(path: Path, directory: Path) -> nbformat.NotebookNode:
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
-    """Drop what tells of one machine and one moment: logs, and the versions of the kernel."""
+    """Drop what tells of one machine and one moment: logs, widgets, the versions of the kernel."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             cell.metadata.pop("execution", None)  # times, which Jupyter may add
+            for output in cell.outputs:  # of no kernel: the picture beside it stands in
+                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}
 
 

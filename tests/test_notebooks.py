@@ -14,6 +14,7 @@ from kernel import NOTEBOOKS, clean, run
 PICTURES = {
     "01_quickstart.ipynb": 4,
     "02_clustering_and_neighbours.ipynb": 6,
+    "04_watch_and_steer.ipynb": 3,
     "05_support_vectors.ipynb": 3,
 }
 
@@ -51,7 +52,7 @@ def test_a_notebook_runs_and_puts_out_what_it_was_committed_with(path, tmp_path)
         output
         for cell in code(fresh)
         for output in cell.outputs
-        if "image/png" in output.get("data", {})
+        if {"image/png", "image/svg+xml"} & set(output.get("data", {}))
     ]
     assert len(pictures) == PICTURES[path.name]
     assert [left.name for left in tmp_path.iterdir()] == [path.name], "files are left behind"

@@ -34,6 +34,7 @@ from mllib_ext.job.compare_k_means import (
     compare_k_means_scaling,
     compare_k_means_step,
 )
+from mllib_ext.job.compare_monitor import compare_monitor
 from mllib_ext.job.compare_neighbors import (
     compare_approximate_neighbors,
     compare_neighbor_joins,
@@ -383,6 +384,7 @@ TASKS: dict[str, Callable[[SparkSession, DataFrame, int], list[Comparison]]] = {
     "kernel-svm": compare_kernel_svm,
     "networks": compare_networks,
     "sgd": compare_sgd,
+    "monitor": compare_monitor,
 }
 # Tasks with rows of their own; those that draw a picture.
 OWN_DATA = ("neighbors", "neighbors-join", "neighbors-approximate")

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
 
+from mllib_ext.monitor.events import partitions
 from mllib_ext.optimizers.loop import Callback, Record
 
 logger = logging.getLogger(__name__)
@@ -24,7 +27,7 @@ SECONDS_BETWEEN_LINES = 1.0
 
 
 @contextmanager
-def progress(mode: Mode, title: str) -> Iterator[Callback]:
+def progress(mode: Mode, title: str, url: str | None = None) -> Iterator[Callback]:
     """A callback for ``setCallbacks`` that shows how training goes while the block lasts.
 
     Parameters
@@ -33,12 +36,14 @@ def progress(mode: Mode, title: str) -> Iterator[Callback]:
         ``auto`` draws where standard error is a terminal and logs elsewhere.
     title : str
         What is being trained.
+    url : str or None
+        Of the page that shows more.
     """
     if mode == "auto":
         mode = "rich" if sys.stderr.isatty() else "plain"
     display: _Bar | _Lines | _Nothing = _Nothing()
     if mode != "none":
-        display = _Bar(title) if mode == "rich" else _Lines(title)
+        display = _Bar(title, url) if mode == "rich" else _Lines(title, url)
     guard = _Guard()
 
     def callback(state: Any, record: Record) -> None:
@@ -89,6 +94,12 @@ def _moved(record: Record, form: str) -> str:
     return f"step {record.step_size:{form}}" if math.isfinite(record.step_size) else ""
 
 
+def _skew(record: Record) -> str:
+    """The largest seconds of a partition less their median."""
+    skew = partitions(record.rounds).get("skew")
+    return "" if skew is None else f"skew {1000 * skew:.3g} ms"
+
+
 class _Nothing:
     def start(self) -> None: ...
     def show(self, record: Record) -> None: ...
@@ -98,12 +109,14 @@ class _Nothing:
 class _Lines:
     """Log lines: the first record, the last, and about one a second between them."""
 
-    def __init__(self, title: str) -> None:
-        self.title, self.pace = title, _Pace()
+    def __init__(self, title: str, url: str | None) -> None:
+        self.title, self.url, self.pace = title, url, _Pace()
         self.logged, self.waiting = 0.0, ""
 
     def start(self) -> None:
         logger.info("training %s", self.title)
+        if self.url:
+            logger.info("the page of the fit: %s", self.url)
 
     def show(self, record: Record) -> None:
         self.pace.add(record)
@@ -114,6 +127,7 @@ class _Lines:
                 f"loss {record.loss:.6g}",
                 _moved(record, ".2e"),
                 str(self.pace),
+                _skew(record),
             )
             if part
         )
@@ -130,23 +144,27 @@ class _Lines:
 
 
 class _Bar:
-    """A bar of iterations with loss, gradient norm and pace, redrawn by rich's own thread."""
+    """A bar of iterations with loss, gradient norm, pace and skew, the page's address below.
 
-    def __init__(self, title: str) -> None:
+    Redrawn by rich's own thread.
+    """
+
+    def __init__(self, title: str, url: str | None) -> None:
         self.pace = _Pace()
         self.bar = Progress(
             SpinnerColumn(),
-            BarColumn(bar_width=20),
-            # With the bar, within the 80 columns of the narrowest terminal.
+            # With the text, within the 80 columns of the narrowest terminal.
+            BarColumn(bar_width=8),
             TextColumn("{task.description}", markup=False),
-            console=Console(stderr=True),
         )
+        address = [Text(url, style="dim", overflow="fold")] if url else []
+        self.live = Live(Group(self.bar, *address), console=Console(stderr=True))
         self.title = title
         self.task = self.bar.add_task("building blocks", total=None)
 
     def start(self) -> None:
         logger.info("training %s", self.title)
-        self.bar.start()
+        self.live.start()
 
     def show(self, record: Record) -> None:
         self.pace.add(record)
@@ -156,8 +174,8 @@ class _Bar:
             completed=record.iteration,
             total=total,
             description=f"{record.iteration}/{total}  loss {record.loss:.6g}  "
-            f"{_moved(record, '.1e')}  {self.pace}",
+            f"{_moved(record, '.1e')}  {self.pace}  {_skew(record)}",
         )
 
     def stop(self) -> None:
-        self.bar.stop()
+        self.live.stop()

@@ -15,6 +15,8 @@ from mllib_ext.job.progress import progress
 from mllib_ext.job.rows import Rows, divided
 from mllib_ext.job.scores import Measured, scores
 from mllib_ext.job.summary import training_summary
+from mllib_ext.job.watching import page, stopped_by_interrupt
+from mllib_ext.monitor.fits import Monitor, Served
 
 
 def train(spark: SparkSession, config: TrainConfig) -> str:
@@ -35,7 +37,13 @@ def train(spark: SparkSession, config: TrainConfig) -> str:
     estimator, between = pipelines.training(config, config.estimator.find())
     stages = pipelines.preparation(config.encode, config.stages)
 
-    with outputs.output_directory(config.output) as directory:
+    watched = hasattr(estimator, "setCallbacks")
+    runs: dict[str, Served] = {}  # that the page shows
+
+    with (
+        outputs.output_directory(config.output) as directory,
+        page(watched and config.page, lambda: runs) as url,
+    ):
         data = inputs.read(spark, config.input)
         refuse(data, config)
         with divided(data, config) as rows:
@@ -44,7 +52,7 @@ def train(spark: SparkSession, config: TrainConfig) -> str:
             pipelines.refuse_columns(prepared.schema, config)
             more, prepared = pipelines.prepare(between, prepared)
             began = time.perf_counter()
-            model = _fit(estimator, prepared, config, rows.counts["train"])
+            model = _fit(estimator, prepared, config, rows.counts["train"], runs, url)
             seconds = time.perf_counter() - began
             pipeline = pipelines.for_prediction([*fitted, *more, model])
             found = measured(pipeline, rows, estimator, config)
@@ -58,10 +66,10 @@ def train(spark: SparkSession, config: TrainConfig) -> str:
         outputs.write_model(directory, pipeline, getattr(model, "history", ()))
         outputs.write_report(directory, config, result)
         run = outputs.recorded(config.output) if hasattr(estimator, "setRunDir") else None
-        page = partial(
+        drawn = partial(
             report.training, spark, config, result, found, estimator, model, prepared.schema, run
         )
-        report.write(directory, page)
+        report.write(directory, drawn)
     return training_summary(config, result)
 
 
@@ -92,13 +100,26 @@ def measured(pipeline: PipelineModel, rows: Rows, estimator: Any, config: TrainC
     return scores(predictions, names, columns, metrics.task_of(cls))
 
 
-def _fit(estimator: Any, rows: DataFrame, config: TrainConfig, count: int) -> Any:
+def _fit(
+    estimator: Any,
+    rows: DataFrame,
+    config: TrainConfig,
+    count: int,
+    runs: dict[str, Served],
+    url: str | None,
+) -> Any:
     title = f"{type(estimator).__name__} on {count:,} rows"
-    with progress(config.progress, title) as callback:
-        if hasattr(estimator, "setCallbacks"):
-            estimator.setCallbacks([callback])
-            estimator.setRunDir(outputs.run_directory(config.output))
-            estimator.setCheckpointDir(config.checkpointDir)
+    if not hasattr(estimator, "setCallbacks"):
+        with progress(config.progress, title):
+            return estimator.fit(rows)
+    monitor = Monitor.at(outputs.run_directory(config.output), keep=url is not None)
+    runs["."] = Served(monitor)
+    with (
+        progress(config.progress, title, url) as callback,
+        stopped_by_interrupt(monitor),
+    ):
+        estimator.setCallbacks([callback]).setCheckpointDir(config.checkpointDir)
+        estimator._monitor = monitor
         return estimator.fit(rows)
 
 

@@ -28,6 +28,7 @@ from mllib_ext.job.rows import divided, free_name
 from mllib_ext.job.split import fold
 from mllib_ext.job.summary import tuning_summary
 from mllib_ext.job.training import measured, refuse, refuse_metrics
+from mllib_ext.job.watching import page
 from mllib_ext.report import Page
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,12 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
     tried = candidates(config.search)
     grid = [{_param(key, estimator, stages): v for key, v in one.items()} for one in tried]
 
-    with outputs.output_directory(config.output) as directory:
+    watched = hasattr(estimator, "setRunDir")
+    runs: list[Any] = []  # where the page finds them
+    with (
+        outputs.output_directory(config.output) as directory,
+        page(watched and config.page, lambda: runs[0]() if runs else {}) as url,
+    ):
         data = inputs.read(spark, config.input)
         refuse(data, config)
         name = free_name("fold", data)
@@ -69,8 +75,13 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
             first = [stage.copy(grid[0]) for stage in before]
             _, prepared = pipelines.prepare(first, rows.train.drop(name))
             pipelines.refuse_columns(prepared.schema, config)
-            if hasattr(estimator, "setRunDir"):
+            if watched:
                 estimator.setRunDir(outputs.run_directory(config.output))
+                if url:
+                    from mllib_ext.monitor.server import Directory
+
+                    runs.append(Directory(estimator.getRunDir()))
+                    logger.info("the page of the fits: %s", url)
                 estimator.setCheckpointDir(config.checkpointDir)
             pipeline = Candidates(stages=[*before, *between, estimator]).setFold(name)
             began = time.perf_counter()
@@ -103,7 +114,7 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
         storage.write_text(f"{directory}/{BEST}", yamlfile.dump(chosen))
         outputs.write_report(directory, config, result)
 
-        def page() -> Page:
+        def drawn() -> Page:
             chosen = estimator.copy(grid[tried.index(table[0]["params"])])
             run = outputs.recorded(config.output) if hasattr(estimator, "setRunDir") else None
             return report.tuning(
@@ -111,7 +122,7 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
                 best.transform(rows.train).schema, run,
             )  # fmt: skip
 
-        report.write(directory, page)
+        report.write(directory, drawn)
     return tuning_summary(config, result, table)
 
 

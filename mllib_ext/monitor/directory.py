@@ -80,8 +80,11 @@ def run_directory(path: str) -> RunDirectory:
 
 
 def resolved(path: str) -> str:
-    """The whole path of a run directory, whatever the working directory becomes."""
-    return run_directory(path).path
+    """The whole path of a run directory: whatever the working directory becomes, and with a scheme,
+    so that nobody asks the JVM for it again."""
+    directory = run_directory(path)
+    local = isinstance(directory, LocalDirectory)
+    return f"file:{directory.path}" if local else directory.path
 
 
 class LocalDirectory:

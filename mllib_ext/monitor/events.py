@@ -36,13 +36,14 @@ A value that is not finite is null.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 import re
 import socket
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -154,9 +155,9 @@ def round_event(
         "event": "round",
         "start": start,
         "iteration": record.iteration,
-        "loss": plain(record.loss),
-        "gradient_norm": plain(record.gradient_norm),
-        "step_size": plain(record.step_size),
+        "loss": _finite(record.loss),
+        "gradient_norm": _finite(record.gradient_norm),
+        "step_size": _finite(record.step_size),
         "seconds": round(seconds, 6),
         "latency": round(spent - compute, 6),
         "compute": round(compute, 6),
@@ -165,9 +166,19 @@ def round_event(
         "bytes_up": sum(r.bytes_up for r in record.rounds),
         "passes": len(record.rounds),
         **partitions(record.rounds),
-        "settings": plain(vars(record.settings)),
+        "settings": _settings(record.settings),
         "state": shown(state, planes),
     }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+@lru_cache(maxsize=16)  # they are those of the round before
+def _settings(settings: Settings) -> dict[str, Any]:
+    values: dict[str, Any] = plain(vars(settings))
+    return values
 
 
 def compute_seconds(r: Any) -> float:
@@ -184,6 +195,15 @@ def partitions(rounds: Sequence[Any]) -> dict[str, Any]:
     """Rows and seconds of every partition, those of several rounds together."""
     if not rounds:
         return {}
+    if len({p.partition for r in rounds for p in r.partitions}) == 1:
+        # On the driver, where a round takes little more time than this.
+        (one,) = rounds[0].partitions
+        taken = round(sum(p.seconds for r in rounds for p in r.partitions), 6)
+        return {
+            "partitions": {"partition": [one.partition], "rows": [one.rows], "seconds": [taken]},
+            "skew": 0.0,
+            "slowest": {"partition": one.partition, "host": one.host, "seconds": taken},
+        }
     # Lists: of the few partitions that most data have, arrays take three times as long.
     last = {p.partition: p for r in rounds for p in r.partitions}
     spent = dict.fromkeys(sorted(last), 0.0)

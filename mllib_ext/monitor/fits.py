@@ -119,6 +119,33 @@ class Monitor:
             self.controls.send(command)
 
 
+class Served:
+    """A fit of this process as :mod:`mllib_ext.monitor.server` and the widget ask for it.
+
+    Parameters
+    ----------
+    monitor : Monitor
+        One that keeps its events.
+    state : callable, optional
+        Who else knows in which state it is.
+    """
+
+    def __init__(self, monitor: Monitor, state: Callable[[], str] | None = None) -> None:
+        self._monitor, self._state = monitor, state
+
+    def description(self) -> dict[str, Any]:
+        return self._monitor.description
+
+    def events(self, after: int) -> list[dict[str, Any]]:
+        return self._monitor.log.events(after)
+
+    def state(self) -> str:
+        return self._monitor.controls.state if self._state is None else self._state()
+
+    def send(self, command: Command) -> None:
+        self._monitor.controls.send(command)
+
+
 def _changed(before: Any, record: Record) -> dict[str, Any]:
     old, new = vars(before), vars(record.settings)
     values = {camel(name): plain(new[name]) for name in new if new[name] != old.get(name)}

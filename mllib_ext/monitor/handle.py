@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,14 @@ from pyspark.sql import DataFrame
 
 from mllib_ext.monitor.controls import Command
 from mllib_ext.monitor.events import description
-from mllib_ext.monitor.fits import Monitor
+from mllib_ext.monitor.fits import Monitor, Served
+from mllib_ext.monitor.picture import picture
 from mllib_ext.monitor.run import rounds_of
 
 if TYPE_CHECKING:
     from mllib_ext.monitor.server import Server
+
+logger = logging.getLogger(__name__)
 
 
 class LiveRun:
@@ -143,8 +147,22 @@ class LiveRun:
         """
         from mllib_ext.monitor.server import Server
 
-        source = _Served(self, self._monitor)
+        source = Served(self._monitor, lambda: self.state)
         return Server(lambda: {".": source}, host=host, port=port, hosts=hosts)
+
+    def widget(self) -> Any:
+        """The same view and controls in a notebook, while the fit goes on.
+
+        Without the extra ``[widget]`` a picture of the fit as it is now: with ``display``, or as
+        the last line of a cell.
+        """
+        source = Served(self._monitor, lambda: self.state)
+        try:
+            from mllib_ext.monitor.widget import RunWidget
+        except ImportError:
+            logger.warning("a picture stands in for the widget: pip install 'mllib_ext[widget]'")
+            return Still(picture(source.description(), source.events(0)))
+        return RunWidget(source)
 
     def cancel(self) -> None:
         """Give the fit up at once, its Spark jobs included: ``result`` raises."""
@@ -154,20 +172,16 @@ class LiveRun:
         return f"LiveRun({type(self._estimator).__name__}, {self.state})"
 
 
-class _Served:
-    """A fit of this process as :mod:`mllib_ext.monitor.server` asks for it."""
+class Still:
+    """A picture that notebooks show.
 
-    def __init__(self, run: LiveRun, monitor: Monitor) -> None:
-        self._run, self._monitor = run, monitor
+    Attributes
+    ----------
+    svg : str
+    """
 
-    def description(self) -> dict[str, Any]:
-        return self._monitor.description
+    def __init__(self, svg: str) -> None:
+        self.svg = svg
 
-    def events(self, after: int) -> list[dict[str, Any]]:
-        return self._monitor.log.events(after)
-
-    def state(self) -> str:
-        return self._run.state
-
-    def send(self, command: Command) -> None:
-        self._run.send(command)
+    def _repr_svg_(self) -> str:
+        return self.svg

@@ -15,6 +15,8 @@ from pyspark import InheritableThread
 
 logger = logging.getLogger(__name__)
 
+# One for all: json.dumps makes an encoder a call where it is asked for more than its default.
+ENCODER = json.JSONEncoder(allow_nan=False)
 # How long an event may wait to be written, and a command to be found.
 TICK = 0.1
 # Events that stay in memory, as text, for the handle of a fit: the newest.
@@ -100,7 +102,7 @@ class Log:
                 self._last += 1
                 try:
                     event = {"id": self._last, "time": round(now, 3), **make()}
-                    line = json.dumps(event, allow_nan=False)
+                    line = ENCODER.encode(event)
                 except Exception as error:  # a state that cannot be shown must not end a fit
                     logger.warning("a round is not recorded: %s: %s", type(error).__name__, error)
                     self._last -= 1

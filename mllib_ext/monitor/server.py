@@ -55,6 +55,8 @@ STATIC = {
     "page.html": "text/html",
     "page.css": "text/css",
     "page.js": "text/javascript",
+    "view.css": "text/css",
+    "view.js": "text/javascript",
     "uPlot.iife.min.js": "text/javascript",
     "uPlot.min.css": "text/css",
 }
@@ -329,7 +331,9 @@ class Server:
         """Each client asks for what it has not had, as fast as it reads: nothing waits for it."""
         spoke = time.monotonic()
         yield "retry: 1000\n\n"
-        while not self._server.should_exit:
+        closing = False
+        while not closing:
+            closing = self._server.should_exit  # before the last look
             events = await asyncio.to_thread(source.events, after)
             for start in range(0, len(events), BATCH):
                 batch = events[start : start + BATCH]

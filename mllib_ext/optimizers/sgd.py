@@ -196,6 +196,9 @@ class Passes(State):
         The mean loss of the rows held out; NaN without any.
     best : Passes or None
         Where that was least so far.
+    mean_staleness : float
+        Of asynchronous updates: steps that the driver took while a share was under way, the mean
+        of the pass; else NaN.
     waited : int
         Passes since it fell by more than ``tol`` times its least value before.
     """
@@ -210,6 +213,7 @@ class Passes(State):
     validation_loss: float = math.nan
     best: Passes | None = None
     waited: int = 0
+    mean_staleness: float = math.nan
 
     def by_partition(self) -> bool:
         return self.link is not None
@@ -325,6 +329,8 @@ def step(objective: Sampled, state: Passes, settings: StochasticSettings) -> Pas
                 assert state.anchor is not None
                 logger.warning("%s: back to pass %d", lost, state.anchor.epoch)
                 state = replace(state.anchor, anchor=state.anchor)
+        if settings.updates != "asynchronous":  # it may have been before
+            after = replace(after, mean_staleness=math.nan)
         return _measured(objective, replace(after, epoch=state.epoch + 1), settings)
 
 
@@ -382,15 +388,19 @@ def _asynchronous(objective: Sampled, state: Passes, settings: StochasticSetting
     """A step on the driver by every share of every group, in the order of their arrival."""
     rule, count, rates = settings.rule, settings.n_rounds, settings.rates
     v, memory, steps, eta = state.v, state.memory, state.steps, 0.0
+    stale: list[int] = []
     with objective.flights() as flights:
         done = [0] * len(flights.shares)  # shares of the pass, by group
         idle = set(range(len(done)))
+        sent = [0] * len(done)  # steps when a group was last sent
         while min(done) < count:
             ahead = min(count - 1, min(done) + settings.staleness)
             for group in sorted(g for g in idle if done[g] <= ahead):
                 flights.send(group, v, settings.draw(state.epoch, done[group]))
                 idle.remove(group)
+                sent[group] = steps
             group, gradient = flights.receive()
+            stale.append(steps - sent[group])
             if gradient is not None:
                 # As many arrivals as there are groups make one step by all rows.
                 share = flights.shares[group]
@@ -400,4 +410,5 @@ def _asynchronous(objective: Sampled, state: Passes, settings: StochasticSetting
                 steps += 1
             done[group] += 1
             idle.add(group)
-    return replace(state, v=v, memory=memory, steps=steps, step_size=eta)
+    mean = sum(stale) / len(stale)
+    return replace(state, v=v, memory=memory, steps=steps, step_size=eta, mean_staleness=mean)

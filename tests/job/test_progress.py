@@ -6,6 +6,7 @@ import logging
 import pytest
 from rich.console import Console
 
+from mllib_ext.blocks import PartitionReport, Round
 from mllib_ext.job import progress as module
 from mllib_ext.job.progress import progress
 from mllib_ext.optimizers.loop import Record, Settings, State, iterate
@@ -22,6 +23,14 @@ def clock(monkeypatch):
     return Clock
 
 
+PASS = Round(
+    seconds=0.25,
+    bytes_down=8,
+    bytes_up=8,
+    partitions=tuple(PartitionReport(i, "here", 5, 40, s) for i, s in enumerate((0.1, 0.1, 0.15))),
+)
+
+
 def record(iteration, loss=0.5, rounds=1):
     return Record(
         iteration=iteration,
@@ -29,7 +38,7 @@ def record(iteration, loss=0.5, rounds=1):
         gradient_norm=1e-3,
         step_size=1.0,
         seconds=0.25,
-        rounds=("round",) * rounds,
+        rounds=(PASS,) * rounds,
         settings=Settings(max_iter=9),
     )
 
@@ -43,7 +52,7 @@ def test_lines_come_first_last_and_once_a_second(clock, caplog):
     lines = [r.getMessage() for r in caplog.records]
     assert lines[0] == "training a model"
     assert [line.split()[1] for line in lines[1:]] == ["0/9", "4/9", "8/9", "9/9"]
-    assert lines[-1] == "iteration 9/9  loss 0.5  gradient 1.00e-03  4.0 rounds/s"
+    assert lines[-1] == "iteration 9/9  loss 0.5  gradient 1.00e-03  4.0 rounds/s  skew 50 ms"
 
 
 def test_an_interrupted_fit_still_says_where_it_was(clock, caplog):
@@ -76,14 +85,15 @@ def test_none_says_nothing(caplog, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bar_shows_iteration_loss_gradient_and_pace_on_a_terminal(monkeypatch):
+def test_a_bar_shows_iteration_loss_gradient_pace_skew_and_address_on_a_terminal(monkeypatch):
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80)
     monkeypatch.setattr(module, "Console", lambda **_: terminal)
-    with progress("rich", "a model") as callback:
+    with progress("rich", "a model", "http://127.0.0.1:1/?key=abc") as callback:
         for iteration in range(4):
             callback(None, record(iteration))
-    assert "3/9  loss 0.5  gradient 1.0e-03  4.0 rounds/s" in screen.getvalue()
+    assert "3/9  loss 0.5  gradient 1.0e-03  4.0 rounds/s  skew 50 ms" in screen.getvalue()
+    assert "http://127.0.0.1:1/?key=abc" in screen.getvalue()
 
 
 def test_a_broken_terminal_does_not_stop_the_fit(monkeypatch, caplog):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -419,34 +420,68 @@ def test_a_missing_column_shows_no_trace_in_a_process_of_its_own(config, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["line.yaml"]
 
 
-def test_an_interrupted_training_leaves_its_record_alone(config, tmp_path):
-    job = config(
-        estimator={
-            "class": "mllib_ext.regression.LinearRegression",
-            # a step so small that it would go on for hours
-            "params": {
-                "solver": "gd",
-                "lineSearch": "none",
-                "stepSize": 1e-9,
-                "maxIter": 1000000,
-                "tol": 0.0,
-            },
-        }
-    )
-    process = start("--config", job)
+ENDLESS = {
+    "class": "mllib_ext.regression.LinearRegression",
+    # a step so small that it would go on for hours
+    "params": {
+        "solver": "gd",
+        "lineSearch": "none",
+        "stepSize": 1e-9,
+        "maxIter": 1000000,
+        "tol": 0.0,
+    },
+}
+
+
+def heard(process, text):
+    """What a job has said until it says this, which is in the last line."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if text in line:
+            return said
+    raise AssertionError("".join(said))
+
+
+def until_it_runs(process, record):
+    """Wait for a record, which is written from another thread, a tenth of a second later."""
+    while not (record / "run.json").exists() or read_run(str(record)).state == "starting":
+        assert process.poll() is None
+        time.sleep(0.05)
+    assert read_run(str(record)).state == "running"
+
+
+def test_ctrl_c_once_keeps_the_model_as_it_is_and_the_page_shows_the_fit(config, tmp_path):
+    process = start("--config", config(estimator=ENDLESS, page=True))
+    try:
+        address = heard(process, "the page of the fit: ")[-1].split()[-1]
+        until_it_runs(process, tmp_path / "out.run")
+        with urllib.request.urlopen(address.replace("/?", "/api/runs?"), timeout=60) as answer:
+            (shown,) = json.load(answer)
+        assert (shown["run"], shown["state"]) == (".", "running")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert "stopping after this round and keeping the model; Ctrl-C again aborts" in err
+    fit = json.loads((tmp_path / "out" / "metrics.json").read_text())["fit"]
+    assert (fit["reason"], fit["converged"]) == ("stopped by Ctrl-C", False)
+    (stop,) = read_run(str(tmp_path / "out.run")).actions.to_dict("records")
+    assert (stop["origin"], stop["iteration"]) == ("terminal", fit["n_iter"])
+
+
+def test_ctrl_c_twice_aborts_and_leaves_the_record_alone(config, tmp_path):
+    # A pass of a hundred thousand steps: the first Ctrl-C waits for its end.
+    passes = {"solver": "sgd", "miniBatchFraction": 1e-5, "stepSize": 1e-9, "tol": 0.0}
+    process = start("--config", config(estimator={**ENDLESS, "params": passes}))
     said = []
     try:
-        for line in process.stderr:
-            said.append(line)
-            if "iteration" in line:
-                break
+        said += heard(process, "iteration 0/")
         assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out.")]
-        record = tmp_path / "out.run"  # written from another thread, a tenth of a second later
-        while not (record / "run.json").exists() or read_run(str(record)).state == "starting":
-            assert process.poll() is None
-            time.sleep(0.05)
-        assert read_run(str(record)).state == "running"
-        time.sleep(0.5)  # inside a round, most likely
+        until_it_runs(process, tmp_path / "out.run")
+        process.send_signal(signal.SIGINT)
+        said += heard(process, "Ctrl-C again aborts")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:

@@ -248,6 +248,14 @@ def test_one_group_alone_is_never_stale():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+@pytest.mark.parametrize(("parts", "mean"), [(1, 0.0), (3, 1.0)])
+def test_in_step_a_share_is_as_stale_as_the_shares_before_it(parts, mean):
+    settings: dict[str, Any] = {"updates": "asynchronous", "staleness": 0, "max_iter": 1}
+    settings |= {"mini_batch_fraction": 0.5}  # a draw without rows is no step
+    assert descended(objective(parts=parts), **settings).state.mean_staleness == mean
+
+
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
 def test_no_group_gets_further_ahead_of_a_slow_one_than_the_bound(staleness, monkeypatch):

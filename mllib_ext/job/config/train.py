@@ -71,6 +71,11 @@ class TrainConfig(JobConfig):
         default="auto",
         description="How progress is shown: auto is rich on a terminal, plain elsewhere.",
     )
+    page: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Whether a page on 127.0.0.1 shows the fit while the job runs, and steers it; "
+        "its address is printed. auto: on a terminal, where the extra [live] is installed.",
+    )
     checkpointDir: str | None = Field(
         default=None,
         min_length=1,
