@@ -70,7 +70,7 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
             pipelines.refuse_columns(prepared.schema, config)
             if hasattr(estimator, "setRunDir"):
                 estimator.setRunDir(outputs.run_directory(config.output))
-                estimator.setCheckpointDir(config.checkpointDir)
+                estimator.setCheckpointDir(config.checkpointDir, shared=True)
             pipeline = Candidates(stages=[*before, *between, estimator]).setFold(name)
             began = time.perf_counter()
             found: Any = _search(pipeline, rows.train, grid, config)
