@@ -126,6 +126,7 @@ class HasCallbacks:
     _callbacks: tuple[Callback, ...] = ()
     _run_dir: str | None = None
     _checkpoint_dir: str | None = None
+    _shares_checkpoint_dir: bool = False
     _resumes_with: tuple[str, ...] = ("maxIter",)  # params that may differ when a fit goes on
     _monitor: Any = None  # that of a handle
 
@@ -153,7 +154,7 @@ class HasCallbacks:
         """The directory that a fit is recorded in."""
         return self._run_dir
 
-    def setCheckpointDir(self, path: str | None) -> Self:
+    def setCheckpointDir(self, path: str | None, shared: bool = False) -> Self:
         """Set the directory that a fit is kept in, and goes on from where it was killed.
 
         On any Hadoop file system. A fit writes what it needs to go on every ``checkpointInterval``
@@ -167,11 +168,12 @@ class HasCallbacks:
         remember), a ValueError. The history goes on too, its earlier rounds without what each
         partition did; what callbacks remember is theirs to keep.
 
-        Those of ``fitMultiple``, which is also what Spark's tuners call, have a directory each
-        below, by their data and params. Other fits need directories of their own: those that
-        ``OneVsRest`` makes are refused. Carried along by ``copy``, never saved.
+        Fits of one ``fitMultiple``, which is also what Spark's tuners call on an estimator, have a
+        directory each below, by a key of their data and params. With ``shared`` all fits have: what
+        ``OneVsRest`` makes, or a tuner of a ``Pipeline``, or of several grids. Then no fit is
+        refused, and one with other params begins anew. Carried along by ``copy``, never saved.
         """
-        self._checkpoint_dir = path
+        self._checkpoint_dir, self._shares_checkpoint_dir = path, shared
         return self
 
     def getCheckpointDir(self) -> str | None:

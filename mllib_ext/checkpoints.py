@@ -192,7 +192,8 @@ class Checkpoints(Keeper):
         if told:
             raise ValueError(
                 f"checkpointDir {self._path}: expected a checkpoint of this fit, found {path}, of "
-                f"another one ({'; '.join(told)}): use another directory, or delete this one"
+                f"another one ({'; '.join(told)}): use another directory, delete this one, or have "
+                "one below it for every fit by setCheckpointDir(path, shared=True)"
             )
         moved = self._fit.layout["partitions"] != fit.layout["partitions"]
         states = [progress.state, *(state for state, _ in progress.checkpoints.values())]

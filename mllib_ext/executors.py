@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pyspark import RDD, SparkContext, StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -56,11 +57,25 @@ def run_stage(
         yield of_partition(handle, read_blocks(handle), stage, merge, parameters)
 
 
+class Zeros:
+    """An array (n,) of zeros, where most fits start: pickled as its size."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self._x = x
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.zeros, (self._x.size, self._x.dtype.str)
+
+
 class Shipment:
     """Parameters on their way: in the task itself while small, as a broadcast otherwise."""
 
     def __init__(self, context: SparkContext, parameters: tuple[Any, ...]) -> None:
-        packed = pickle.dumps(parameters, protocol=5)
+        sparing = tuple(
+            Zeros(x) if isinstance(x, np.ndarray) and x.ndim == 1 and not x.any() else x
+            for x in parameters
+        )
+        packed = pickle.dumps(sparing, protocol=5)
         self.n_bytes = len(packed)
         self._broadcast = context.broadcast(packed) if self.n_bytes > CLOSURE_BYTES else None
         self._packed = packed if self._broadcast is None else None

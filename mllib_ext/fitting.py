@@ -204,6 +204,7 @@ def _kept(estimator: Any, blocks: Blocks, one: bool) -> Any:
     if path is None or estimator.getCheckpointInterval() < 0:
         return estimator._fit_blocks(blocks)
     fit = Fit.of(estimator, blocks)
+    one = one and not estimator._shares_checkpoint_dir
     place = storage.qualified(path if one else f"{path.rstrip('/')}/{fit.key}")
     kept = estimator.copy()
     checkpoints = Checkpoints(place, fit, estimator.getCheckpointInterval())

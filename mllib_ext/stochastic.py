@@ -206,8 +206,9 @@ class Stochastic:
     ) -> tuple[np.ndarray | None, Link]:
         """The mean of what partitions send for the parameters that they have after this round."""
         link = link or Link(memory=wire.down.start(len(v)))
+        message: Any
         if link.kept is None:
-            message, memory, there = v.tobytes(), link.memory, v
+            message, memory, there = v, link.memory, v
         else:
             rng = np.random.default_rng([draw.seed, draw.epoch, draw.index])
             message, memory = wire.down.encode(v - link.there, link.memory, rng)
@@ -333,13 +334,16 @@ def answered(
     handle: Handle,
     blocks: Iterable[Block],
     state: Any,
-    message: bytes,
+    message: Any,
     packed: tuple[Any, ...],
 ) -> tuple[tuple[list[bytes], float], Any]:
-    """A partition's message about ``stage`` at the parameters that it has now."""
+    """A partition's message about ``stage`` at the parameters that it has now.
+
+    ``message`` is what is new of them, encoded; all of them where there is no state yet.
+    """
     draw = Draw(*packed)
     if state is None:
-        v = np.frombuffer(message, np.float64)
+        v = message
         memory, sender = None, wire.up.start(len(v))
     else:
         there, memory, sender = state

@@ -26,7 +26,7 @@ from mllib_ext.executors import CLOSURE_BYTES
 from mllib_ext.knn import ApproximateNearestNeighbors, NearestNeighbors
 
 N, D, PARTITIONS = 6_000, 3, 6
-LARGE = np.zeros(CLOSURE_BYTES // 4)
+LARGE = np.ones(CLOSURE_BYTES // 4)
 run_anywhere = seam.run_stage
 
 

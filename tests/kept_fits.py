@@ -16,26 +16,35 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 
 from mllib_ext import fitting
-from mllib_ext.classification import KernelSVC, LogisticRegression
+from mllib_ext.classification import (
+    KernelSVC,
+    LogisticRegression,
+    MultilayerPerceptronClassifier,
+)
 from mllib_ext.clustering import KMeans, MiniBatchKMeans
 
-SGD: dict[str, Any] = {"regParam": 0.01, "miniBatchFraction": 0.25, "tol": 0.0, "maxIter": 5}
+SGD: dict[str, Any] = {"regParam": 0.01, "miniBatchFraction": 0.5, "tol": 0.0, "maxIter": 4}
 KILLED_AT = 3  # calls of the callback: the start and two iterations
 
 
 def estimators() -> dict[str, Any]:
     """One of every family, with all that partitions may remember."""
     return {
-        "l-bfgs": LogisticRegression(solver="l-bfgs", tol=0.0, maxIter=6, regParam=1e-3),
-        "owl-qn": LogisticRegression(
-            solver="owl-qn", tol=0.0, maxIter=6, regParam=0.01, elasticNetParam=0.5
-        ),
+        "l-bfgs": LogisticRegression(solver="l-bfgs", tol=0.0, maxIter=4, regParam=1e-3),
         "top-k": LogisticRegression(
             solver="sgd", momentum=0.5, compression="top-k", compressionShare=0.5, **SGD
         ),
-        "local adam": LogisticRegression(solver="adam", stepSize=0.01, updates="local", **SGD),
-        "k-means": KMeans(k=7, tol=0.0, maxIter=6, nInit=2),
-        "samples": MiniBatchKMeans(k=4, tol=0.0, maxIter=6, miniBatchFraction=0.3),
+        "network": MultilayerPerceptronClassifier(
+            layers=[3, 6, 2],
+            solver="adam",
+            stepSize=0.01,
+            updates="local",
+            dropout=0.2,
+            validationFraction=0.2,
+            **SGD,
+        ),
+        "k-means": KMeans(k=7, tol=0.0, maxIter=4, nInit=2),
+        "samples": MiniBatchKMeans(k=4, tol=0.0, maxIter=4, miniBatchFraction=0.3),
         "kernel": KernelSVC(tol=1e-4, gamma=2.0),
     }
 

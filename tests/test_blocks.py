@@ -31,7 +31,7 @@ from mllib_ext.blocks import Blocks, DataChangedWarning
 from mllib_ext.executors import CLOSURE_BYTES
 from mllib_ext.partials import Partial
 
-LARGE = np.zeros(CLOSURE_BYTES // 4)  # a parameter that travels as a broadcast
+LARGE = np.ones(CLOSURE_BYTES // 4)  # a parameter that travels as a broadcast
 
 
 # --- stages -----------------------------------------------------------------------------------
@@ -893,6 +893,8 @@ def test_rows_bytes_and_seconds_of_every_partition_come_back(spark):
         assert blocks.drain() == ()
         assert blocks.sum(count) == (525,)
         (third,) = blocks.drain()
+        blocks.sum(count, np.zeros(10_000))
+        (of_zeros,) = blocks.drain()
         sizes = [os.path.getsize(h.path) if h.path else 0 for h in blocks.handles]
     assert [p.partition for p in first.partitions] == [0, 1, 2, 3]
     assert [p.rows for p in first.partitions] == [250, 250, 0, 25], "skew is visible"
@@ -902,7 +904,7 @@ def test_rows_bytes_and_seconds_of_every_partition_come_back(spark):
     assert 0 <= max(seconds[1:]) < 0.3
     assert all(p.host for p in first.partitions)
     assert first.bytes_down >= 2 * LARGE.nbytes
-    assert third.bytes_down < 1_000
+    assert third.bytes_down < of_zeros.bytes_down < 1_000
     assert third.bytes_up == 3 * 8
 
 
@@ -921,7 +923,8 @@ def test_parameters_arrive_as_they_were_sent(spark):
     def echo(block, *parameters):
         return parameters
 
-    parameters = (np.arange(3.0), {"a": (1, "b")}, None, np.float32(2), LARGE)
+    zeros = np.zeros(3, np.float32), np.zeros((2, 3)), np.zeros(0)
+    parameters = (np.arange(3.0), {"a": (1, "b")}, None, np.float32(2), *zeros, LARGE)
     with Blocks.of(frame(spark, 5, 1), "x") as blocks:
         for sent in (parameters, parameters[:-1], ()):
             found = blocks.reduce(echo, concatenate, *sent)

@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyspark.ml import Pipeline
+from pyspark.ml.evaluation import BinaryClassificationEvaluator
+from pyspark.ml.tuning import CrossValidator
 
 import kept_fits
 from mllib_ext import fitting
 from mllib_ext.anomaly import OneClassSVM
 from mllib_ext.checkpoints import CheckpointWarning
-from mllib_ext.classification import (
-    KernelSVC,
-    LinearSVC,
-    LogisticRegression,
-    MultilayerPerceptronClassifier,
-)
+from mllib_ext.classification import KernelSVC, LinearSVC, LogisticRegression
 from mllib_ext.clustering import BisectingKMeans, KMeans
 from mllib_ext.monitor import read_run
 from mllib_ext.optimizers.loop import Change, Checkpoint, ConvergenceWarning, Restore, Stop
@@ -32,7 +30,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.Conve
 
 @pytest.fixture(scope="module")
 def frame(spark):
-    return kept_fits.rows(spark)
+    df = kept_fits.rows(spark).cache()
+    df.count()
+    yield df
+    df.unpersist()
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +73,14 @@ def test_a_killed_fit_goes_on_to_the_bits_of_an_uninterrupted_one(frame, killed,
 
 OTHERS: dict[str, Any] = {
     "gd": LogisticRegression(solver="gd", tol=0.0, maxIter=4),
+    "owl-qn": LogisticRegression(
+        solver="owl-qn", tol=0.0, maxIter=4, regParam=0.01, elasticNetParam=0.5
+    ),
     "newton": LogisticRegression(solver="newton", tol=0.0, maxIter=4),
     "proximal": LinearRegression(loss="huber", solver="l-bfgs", tol=0.0, maxIter=4, regParam=0.1),
     "tron": LinearSVR(solver="tron", loss="squared_epsilon_insensitive", tol=0.0, maxIter=4),
     "bundle": LinearSVC(solver="bundle", regParam=0.1, tol=1e-9, maxIter=4),
     "interior point": LinearSVC(solver="interior-point", regParam=0.1, tol=1e-9, maxIter=4),
-    "network": MultilayerPerceptronClassifier(layers=[3, 4, 2], tol=0.0, maxIter=4),
     "bisecting": BisectingKMeans(k=6, maxIter=3),
     "one class": OneClassSVM(tol=1e-4, nu=0.1, gamma=2.0, maxIter=3),
 }
@@ -229,6 +232,28 @@ def test_fits_of_a_grid_have_a_directory_each_and_go_on(frame, tmp_path):
     again = dict(estimator.fitMultiple(frame, grid))
     assert not seen
     assert all(learnt(again[i]) == learnt(first[i]) for i in range(3))
+
+
+def test_fits_that_share_a_directory_have_one_each_below_it_and_go_on(frame, tmp_path):
+    estimator = logistic(tmp_path, maxIter=2).setCheckpointDir(str(tmp_path), shared=True)
+    grid = [{estimator.regParam: strength} for strength in (0.1, 1.0)]
+    tuner = CrossValidator(  # of a pipeline: a call of `fit` for every point and fold
+        estimator=Pipeline(stages=[estimator]),
+        estimatorParamMaps=grid,
+        evaluator=BinaryClassificationEvaluator(),
+        numFolds=2,
+        seed=1,
+    )
+    first = tuner.fit(frame)
+    assert len(list(tmp_path.iterdir())) == 5
+    seen = []
+    estimator.setCallbacks([lambda state, record: seen.append(record)])
+    again = tuner.fit(frame)
+    assert not seen
+    assert learnt(again.bestModel.stages[0]) == learnt(first.bestModel.stages[0])
+    estimator.setCheckpointDir(str(tmp_path / "alone"))
+    with pytest.raises(ValueError, match=r"of another one.*setCheckpointDir\(path, shared=True\)"):
+        tuner.fit(frame)
 
 
 def test_a_fit_that_goes_on_is_recorded_as_one_of_its_own(frame, tmp_path):

@@ -14,6 +14,7 @@ from kernel import NOTEBOOKS, clean, run
 PICTURES = {
     "01_quickstart.ipynb": 4,
     "02_clustering_and_neighbours.ipynb": 6,
+    "03_sgd_and_networks.ipynb": 4,
     "04_watch_and_steer.ipynb": 3,
     "05_support_vectors.ipynb": 3,
 }

@@ -123,7 +123,8 @@ class MultilayerPerceptronClassifier(  # type: ignore[misc]
         The strength of the L2 penalty on the weights (not the biases), 0 or more: scikit-learn's
         ``alpha`` divided by the number of rows.
     weightCol : str, optional
-        Weights of rows. For weights by class see :class:`mllib_ext.feature.ClassBalancer`.
+        Weights of rows. Weights by class are a column of :class:`mllib_ext.feature.ClassBalancer`,
+        a stage before this one: what scikit-learn calls ``class_weight="balanced"``.
     solver : {"l-bfgs", "gd", "sgd", "adam"}
         ``gd`` is gradient descent over all rows with the fixed step ``stepSize``. ``sgd`` and
         ``adam`` go by mini-batches, and ``maxIter`` counts their passes over the rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -18,12 +19,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
+from mllib_ext import plots
 from mllib_ext.classification import MultilayerPerceptronClassifier
 from mllib_ext.fitting import training_blocks
 from mllib_ext.job.benchmark import Comparison, Line, alternate
 from mllib_ext.job.benchmark_data import as_arrays
 from mllib_ext.job.idx import read_idx
-from mllib_ext.network import Network
+from mllib_ext.losses import Multinomial
+from mllib_ext.network import Network, value_and_gradient
 
 HIDDEN = 64
 # Networks have many minima: what is compared is the cost of an iteration, and where it has led to.
@@ -31,6 +34,13 @@ ITERATIONS = 20
 # Fashion-MNIST: by mini-batches, against pyspark.ml's full batches of as many iterations as it
 # takes by default.
 LAYERS, FULL_BATCHES, PASSES = [784, 256, 128, 10], 100, 12
+GRADIENT_ROWS = 8192
+# What is sent late takes more passes to the same loss, with far fewer bytes.
+COMPRESSED: dict[str, Any] = {
+    "activation": "relu", "solver": "sgd", "momentum": 0.9, "stepSize": 0.03, "batchSize": 128,
+    "updates": "local", "localSteps": 4, "maxIter": 5, "tol": 0.0,
+}  # fmt: skip
+TOP_K: dict[str, Any] = {"compression": "top-k", "compressionShare": 0.01, "maxIter": 8}
 
 
 def compare_networks(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:
@@ -128,7 +138,10 @@ def compare_fashion_mnist(spark: SparkSession, directory: Path, repeats: int) ->
 
     runs = {"mllib_ext": lambda: ours.fit(train), "scikit-learn": sklearn}
     lines = alternate({name: partial(fit, name, run) for name, run in runs.items()}, repeats)
-    lines += alternate({"pyspark.ml": partial(fit, "pyspark.ml", lambda: theirs.fit(vectors))}, 1)
+    theirs.copy({theirs.maxIter: 1}).fit(vectors)  # what comes before is not counted either
+    began = time.perf_counter()
+    fit("pyspark.ml", lambda: theirs.fit(vectors))
+    lines.append(Line("pyspark.ml", [time.perf_counter() - began]))
     asked = test.withColumn("features", array_to_vector(F.col("features")))
     for line in lines:
         if line.name == "scikit-learn":
@@ -137,9 +150,65 @@ def compare_fashion_mnist(spark: SparkSession, directory: Path, repeats: int) ->
             predictions = models[line.name].transform(asked).select("prediction").toArrow()
             found = predictions["prediction"].to_numpy()
         line.notes["accuracy"] = float((found == truth).mean())
+    compressed = compare_compressed(train)
     for df in (train, test, vectors):
         df.unpersist()
-    return [Comparison(f"network {'-'.join(map(str, LAYERS))}, Fashion-MNIST", lines)]
+    name = f"network {'-'.join(map(str, LAYERS))}"
+    return [
+        Comparison(f"{name}, Fashion-MNIST", lines),
+        Comparison(f"{name}, Fashion-MNIST, a gradient in one thread", gradient_rate(X, y)),
+        Comparison(f"{name}, Fashion-MNIST, bytes", compressed),
+    ]
+
+
+def compare_compressed(train: DataFrame) -> list[Line]:
+    """Local updates with all of every move sent, and with the largest 1% of its entries."""
+    lines = []
+    contenders: dict[str, dict[str, Any]] = {"top-k 1%": TOP_K, "dense": {}}
+    for name, params in contenders.items():
+        estimator = MultilayerPerceptronClassifier(layers=LAYERS, **COMPRESSED)
+        began = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = estimator._set(**params).fit(train)
+        notes: dict[str, Any] = {"start": model.history[0].loss, "loss": model.history[-1].loss}
+        for cost in ("rounds", "bytes"):
+            notes[cost] = sum(map(plots.COSTS[cost], model.history))
+        lines.append(Line(name, [time.perf_counter() - began], notes))
+    lines[0].notes["fewer bytes"] = lines[1].notes["bytes"] / lines[0].notes["bytes"]
+    return lines
+
+
+def gradient_rate(X: np.ndarray, y: np.ndarray, repeats: int = 7) -> list[Line]:
+    """A network's gradient, and its matrix products alone, by one thread.
+
+    The ratio is the share of NumPy's rate for the products that the whole gradient comes to.
+    """
+    network = Network(tuple(LAYERS), "relu")
+    parts = [
+        (W.astype(np.float32), b.astype(np.float32))
+        for W, b in network.split(network.initial(np.random.default_rng(0)))
+    ]
+    X, y = X[:GRADIENT_ROWS], y[:GRADIENT_ROWS]
+    rng = np.random.default_rng(1)
+    inputs = [X, *(rng.random((len(X), q), np.float32) for q in LAYERS[1:-1])]
+    deltas = [rng.random((len(X), q), np.float32) for q in LAYERS[1:]]
+    outs = [(np.empty_like(d), np.empty_like(a), np.empty_like(W))
+            for d, a, (W, _) in zip(deltas, inputs, parts, strict=True)]  # fmt: skip
+
+    def products() -> None:
+        layers = zip(inputs, deltas, parts, outs, strict=True)
+        for layer, (a, delta, (W, _), (forward, back, by_weights)) in enumerate(layers):
+            np.matmul(a, W, out=forward)
+            np.matmul(a.T, delta, out=by_weights)
+            if layer:  # no derivative by the features is asked for
+                np.matmul(delta, W.T, out=back)
+
+    def gradient() -> None:
+        value_and_gradient(network, Multinomial(LAYERS[-1]), parts, X, y, np.ones(len(X)))
+
+    with threadpool_limits(1):
+        return alternate({"mllib_ext": gradient, "NumPy, the products alone": products}, repeats)
 
 
 def _images(spark: SparkSession, directory: Path, part: str) -> DataFrame:

@@ -1,12 +1,16 @@
 """Stochastic gradient descent against itself and L-BFGS: bytes, rounds and seconds to a gap.
 
-The baseline sends every gradient whole, and is the best of a grid of steps, momenta, batches and
-budgets of rounds: the one that reaches the gap in the fewest. Its grid is searched on the driver,
-where rounds cost no Spark job and take the same steps.
+The baseline sends every gradient whole, and is the best of a grid of steps, batches and budgets
+of rounds: the one that reaches the gap in the fewest, within the least budget that does.
+Local updates have the best of a grid of their own. Grids are searched on the driver, where rounds
+cost no Spark job and take the same steps.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,22 +21,24 @@ from mllib_ext import plots
 from mllib_ext.blocks import Blocks
 from mllib_ext.classification import LogisticRegression
 from mllib_ext.job.benchmark import Comparison, Line
+from mllib_ext.optimizers.loop import DivergenceError, Record
+
+logger = logging.getLogger(__name__)
 
 GAP = 1e-3  # (objective - optimum) / optimum
 
-# The grid of the baseline. A share of the rows comes with the passes that make up the budgets.
-STEPS = (0.3, 0.5, 1.0)
-MOMENTA = (0.0, 0.9)
+# The grid of the baseline, with momentum 0.9: rates, shares of the rows in a step, and budgets of
+# rounds, over which the rate falls.
+STEPS = (0.5, 1.0, 2.0, 4.0)
 FRACTIONS = (0.01, 0.05, 0.2)
-BUDGETS = (100, 200, 400)  # rounds, over which the rate falls
+BUDGETS = (40, 60, 80, 100, 200)
+# Without momentum, for the company of top-k: it takes more rounds, and they smaller shares.
+PLAIN_FRACTIONS, PLAIN_BUDGETS = (0.01, 0.05), (300, 600)
 
-LOCAL: dict[str, Any] = {
-    "updates": "local",
-    "stepSize": 0.025,
-    "momentum": 0.9,
-    "miniBatchFraction": 0.0015,
-    "maxIter": 2,
-}
+# That of local updates, and budgets of passes: a round each, and one for the objective.
+LOCAL_STEPS = (0.0125, 0.025, 0.05)
+LOCAL_FRACTIONS = (0.0005, 0.0015)  # of a partition's rows in a step
+PASSES = (1, 2, 3)
 # Groups of partitions have a job for every share of a pass: fewer shares.
 FLIGHTS = {"updates": "asynchronous", "miniBatchFraction": 0.05, "maxIter": 5}
 TOP_K = {"compression": "top-k", "compressionShare": 0.05}
@@ -50,10 +56,15 @@ def compare_sgd(
     with Blocks.of(df, "features", label="label", driver_bytes=1 << 40, ahead=ahead) as here:
         tight = LogisticRegression(solver="newton", tol=1e-12)._fit_blocks(here)
         optimum = min(record.loss for record in tight.history)
-        plain, best = _best_of_grid(here, optimum)
+        grid = partial(_synchronous, FRACTIONS, 0.9)
+        best = _soonest(here, optimum, map(grid, BUDGETS))
+        grid = partial(_synchronous, PLAIN_FRACTIONS, 0.0)
+        plain = _soonest(here, optimum, map(grid, PLAIN_BUDGETS))
+        local = _soonest(here, optimum, map(_local, PASSES))
     contenders: dict[str, dict[str, Any]] = {
-        "local": LOCAL,
-        "local, qsgd": {**LOCAL, "compression": "qsgd", "maxIter": 3},
+        "local": local,
+        "local, float16": {**local, "compression": "float16"},
+        "local, qsgd": {**local, "compression": "qsgd"},
         "synchronous": best,
         "without momentum": plain,
         "the same, top-k 5%": {**plain, **TOP_K},
@@ -63,12 +74,13 @@ def compare_sgd(
     with Blocks.of(df, "features", label="label", ahead=ahead) as blocks:
         for name, params in contenders.items():
             histories[name] = _descent(params)._fit_blocks(blocks).history
+            logger.info("%s: done", name)
         quasi_newton = LogisticRegression(solver="l-bfgs", tol=1e-9)
         histories["l-bfgs"] = quasi_newton._fit_blocks(blocks).history
     lines = []
     for name, history in histories.items():
         gaps = [(record.loss - optimum) / optimum for record in history]
-        reached = next((i for i, gap in enumerate(gaps) if gap <= GAP), None)
+        reached = _reached(history, optimum)
         part = history if reached is None else history[: reached + 1]
         notes: dict[str, Any] = {"reached": reached is not None, "final gap": gaps[-1]}
         for cost in ("rounds", "bytes"):
@@ -88,27 +100,61 @@ def _descent(params: dict[str, Any]) -> LogisticRegression:
     return LogisticRegression(solver="sgd", tol=0.0, schedule="cosine")._set(**params)
 
 
-def _best_of_grid(blocks: Blocks, optimum: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What comes nearest within the fewest rounds that reach the gap: without momentum, and all."""
-    found: list[tuple[float, float, dict[str, Any]]] = []
-    for budget in BUDGETS:
-        for fraction, momentum, step in product(FRACTIONS, MOMENTA, STEPS):
-            passes = round(budget * fraction)
-            if passes < 1 or round(passes / fraction) != budget:
-                continue
-            params = {
+def _synchronous(
+    fractions: Sequence[float], momentum: float, budget: int
+) -> Iterator[dict[str, Any]]:
+    """The params that come to a budget of rounds."""
+    for fraction, step in product(fractions, STEPS):
+        passes = round(budget * fraction)
+        if passes and round(passes / fraction) == budget:
+            yield {
                 "stepSize": step,
                 "momentum": momentum,
                 "miniBatchFraction": fraction,
                 "maxIter": passes,
             }
-            history = _descent(params)._fit_blocks(blocks).history
-            reached = [i for i, r in enumerate(history) if r.loss <= (1 + GAP) * optimum]
-            rounds = reached[0] / fraction if reached else float("inf")
-            found.append((rounds, history[-1].loss, params))
-    found.sort(key=lambda each: each[:2])
-    plain = next(params for _, _, params in found if params["momentum"] == 0)
-    return plain, found[0][2]
+
+
+def _local(passes: int) -> Iterator[dict[str, Any]]:
+    for fraction, step in product(LOCAL_FRACTIONS, LOCAL_STEPS):
+        yield {
+            "updates": "local",
+            "stepSize": step,
+            "momentum": 0.9,
+            "miniBatchFraction": fraction,
+            "maxIter": passes,
+        }
+
+
+def _soonest(
+    blocks: Blocks, optimum: float, budgets: Iterable[Iterator[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Of the least budget with which some params reach the gap, those that do in fewest rounds.
+
+    Where none does, what comes nearest with the last budget.
+    """
+    for tried in budgets:
+        found: list[tuple[bool, int, float, dict[str, Any]]] = []
+        for params in tried:
+            try:
+                history = _descent(params)._fit_blocks(blocks).history
+            except DivergenceError:
+                continue
+            reached = _reached(history, optimum)
+            part = history if reached is None else history[: reached + 1]
+            rounds = sum(map(plots.COSTS["rounds"], part))
+            found.append((reached is None, int(rounds), history[-1].loss, params))
+            gap = (history[-1].loss - optimum) / optimum
+            what = "are left at" if reached is None else "come to the gap, and end at"
+            logger.info("%d rounds %s %.1e: %s", rounds, what, gap, params)
+        if not all(missed for missed, *_ in found):
+            break
+    return min(found, key=lambda each: each[:3])[3]
+
+
+def _reached(history: Sequence[Record], optimum: float) -> int | None:
+    """The first iteration within the gap."""
+    return next((i for i, r in enumerate(history) if r.loss <= (1 + GAP) * optimum), None)
 
 
 def _draw(histories: dict[str, Any], optimum: float, path: Path) -> None:

@@ -82,7 +82,7 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
 
                     runs.append(Directory(estimator.getRunDir()))
                     logger.info("the page of the fits: %s", url)
-                estimator.setCheckpointDir(config.checkpointDir)
+                estimator.setCheckpointDir(config.checkpointDir, shared=True)
             pipeline = Candidates(stages=[*before, *between, estimator]).setFold(name)
             began = time.perf_counter()
             found: Any = _search(pipeline, rows.train, grid, config)

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyspark.ml import Pipeline
 from pyspark.ml import classification as mllib
 from pyspark.ml.linalg import Vectors
+from pyspark.sql import functions as F
 from sklearn.datasets import load_iris
 from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier
@@ -14,6 +16,7 @@ from sklearn.neural_network import MLPClassifier
 from data_frames import every_kind_of_features
 from mllib_ext import fitting
 from mllib_ext.classification import MultilayerPerceptronClassifier
+from mllib_ext.feature import ClassBalancer
 from mllib_ext.losses import softmax
 from mllib_ext.network import Network, margins
 from mllib_ext.optimizers.loop import ConvergenceWarning, Stop
@@ -109,6 +112,19 @@ def test_weights_of_rows_count_as_so_many_rows(frame):
     found = stopped(frame, weightCol="w", maxIter=10, tol=0.0)
     expected = stopped(repeated, maxIter=10, tol=0.0)
     np.testing.assert_allclose(weights(found), weights(expected), rtol=1e-7)
+
+
+def test_balanced_classes_count_as_if_they_had_as_many_rows(frame):
+    kept = np.concatenate([np.flatnonzero(k == Y)[:n] for k, n in enumerate((24, 12, 6))])
+    rare = frame.where(F.col("i").isin(kept.tolist()))
+    params = {"maxIter": 10, "tol": 0.0}
+    weighted = Pipeline(stages=[ClassBalancer(), new(weightCol="class_weight", **params)])
+    with pytest.warns(ConvergenceWarning):
+        found = weighted.fit(rare).stages[-1]
+    copies = "explode(sequence(1, cast(pow(2, label) as int))) as n"
+    expected = stopped(rare.selectExpr("dense", "label", copies), **params)
+    np.testing.assert_allclose(weights(found), weights(expected), rtol=1e-7)
+    assert np.abs(weights(stopped(rare, **params)) - weights(found)).max() > 1e-2
 
 
 def test_every_kind_of_features_trains_the_same_on_executors_and_on_the_driver(frame, monkeypatch):

@@ -82,7 +82,8 @@ class TrainConfig(JobConfig):
         description="A directory on any Hadoop file system that training is kept in every "
         "estimator.params.checkpointInterval iterations (10 unless given): a job that was killed "
         "goes on from there when it is submitted again, and refuses what is of other data or "
-        "params. It is left at the end.",
+        "params; the fits of a search have a directory each below it, by their data and params. "
+        "It is left at the end.",
     )
 
     @property
