@@ -604,12 +604,20 @@ def _path(config: JobConfig) -> str:
 
 
 def _reading(config: PredictConfig | NeighborsConfig, name: str, what: str) -> Section:
-    code = _code(config, name, what, config.output.format)
+    # What a csv was written with, as header, it is read with.
+    code = _code(config, name, what, config.output.format, config.output.options)
     return Section(f"Read the {what}", code=code)
 
 
-def _code(config: JobConfig, directory: str, name: str, kind: str = "parquet") -> str:
-    return f'{name} = spark.read.{kind}("{_path(config)}/{directory}")'
+def _code(
+    config: JobConfig,
+    directory: str,
+    name: str,
+    kind: str = "parquet",
+    options: Mapping[str, Any] | None = None,
+) -> str:
+    given = f"options(**{dict(options)!r})." if options else ""
+    return f'{name} = spark.read.{given}{kind}("{_path(config)}/{directory}")'
 
 
 def _rounded(seconds: float) -> float:

@@ -18,7 +18,7 @@ from mllib_ext.figures import Axis, Bars, Figure, Line, Mark, Matrix, Point
 
 WIDTH, HEIGHT = 380, 250
 TOP, RIGHT, BOTTOM = 12, 14, 40
-LETTER = 6.3  # the mean width of one at the size of ticks, in a wide font
+LETTER = 7.0  # the mean width of one at the size of ticks, in a wide font
 LONGEST, LONGEST_SLANTED = 24, 12  # letters of a name beside an axis, below one
 SERIES = 10  # classes s0, ..., s9
 LEAST_CELL = 19  # units that a number in a cell needs
