@@ -246,6 +246,12 @@ class Output(NamedTuple):
     attributes: dict[str, Any]
 
 
+def class_outputs(names: Sequence[str], n_classes: int) -> dict[str, Output]:
+    """The columns of a classifier: vectors of a value for each class, and last the class."""
+    vectors = dict.fromkeys(names[:-1], Output("vector", {"num_attrs": n_classes}))
+    return vectors | {names[-1]: Output("double", {"num_vals": n_classes, "type": "nominal"})}
+
+
 class ReadsFeatures(Protocol):
     """A model that knows the column, or the columns, that it reads."""
 

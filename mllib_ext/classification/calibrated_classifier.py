@@ -31,7 +31,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import IntegralType
 from scipy.special import expit
 
-from mllib_ext.base import Fitted, Output, frozen, with_predictions
+from mllib_ext.base import Fitted, class_outputs, frozen, with_predictions
 from mllib_ext.blocks import Blocks
 from mllib_ext.calibration import fit_sigmoids, normalised, overview, scores
 from mllib_ext.classes import class_weights, merge_class_moments
@@ -177,12 +177,8 @@ class CalibratedClassifierModel(Fitted, CalibratedClassifierParams):
     def _transform(self, dataset: DataFrame) -> DataFrame:
         names = self.getProbabilityCol(), self.getPredictionCol()
         k = self.numClasses
-        kinds = (
-            Output("vector", {"num_attrs": k}),
-            Output("double", {"num_vals": k, "type": "nominal"}),
-        )
         predict = partial(_predict, self._sigmoids, self.isotonics, names)
-        outputs = dict(zip(names, kinds, strict=True))
+        outputs = class_outputs(names, k)
         return with_predictions(self, self._scored(self._model, dataset), k, outputs, predict)
 
     def write(self) -> MLWriter:

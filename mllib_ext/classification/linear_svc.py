@@ -19,21 +19,12 @@ from typing import Any
 
 import numpy as np
 from pyspark import keyword_only
-from pyspark.ml.classification import ClassificationModel, Classifier, _LinearSVCParams
-from pyspark.ml.linalg import DenseVector, Vector
-from pyspark.ml.linalg import Matrix as SparkMatrix
+from pyspark.ml.classification import Classifier, _LinearSVCParams
+from pyspark.ml.linalg import Vector
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import (
-    Output,
-    Trained,
-    as_row,
-    compressed_matrix,
-    dense,
-    frozen,
-    with_predictions,
-)
+from mllib_ext.base import dense, frozen
 from mllib_ext.blocks import Blocks
 from mllib_ext.classes import (
     class_moments,
@@ -41,6 +32,7 @@ from mllib_ext.classes import (
     declared_classes,
     merge_class_moments,
 )
+from mllib_ext.classification.linear_classifier import LinearClassifier
 from mllib_ext.columns import Matrix, data_type
 from mllib_ext.hinges import CrammerSinger, Hinge, LargestLine, SquaredHinge
 from mllib_ext.linear import centred
@@ -73,13 +65,7 @@ class LinearSVCParams(SVMParams):
         return self.getOrDefault(self.multiClass)
 
 
-class LinearSVCModel(  # type: ignore[misc]
-    HasLinearSVCSummary,
-    Trained,
-    LinearSVCParams,
-    ClassificationModel,
-    _LinearSVCParams,
-):
+class LinearSVCModel(HasLinearSVCSummary, LinearClassifier, LinearSVCParams, _LinearSVCParams):
     """Model fitted by :class:`LinearSVC`.
 
     Parameters
@@ -97,9 +83,13 @@ class LinearSVCModel(  # type: ignore[misc]
     def __init__(
         self, coefficients: Any, intercepts: Any, n_classes: Any, gap: Any = np.nan
     ) -> None:
-        super().__init__()
-        self._coefficients, self._intercepts = frozen(coefficients), frozen(intercepts)
-        self._n_classes, self._gap = frozen(n_classes), frozen(gap)
+        super().__init__(coefficients, intercepts, n_classes)
+        self._gap = frozen(gap)
+
+    @property
+    def coefficients(self) -> Vector:
+        """Coefficients (d,) of two classes, dense as in pyspark.ml; ValueError for more."""
+        return dense(super().coefficients.toArray())
 
     def setThreshold(self, value: float) -> LinearSVCModel:
         """Set what a margin has to exceed for class 1; of two classes."""
@@ -110,75 +100,8 @@ class LinearSVCModel(  # type: ignore[misc]
         """The objective is proved to be at most so much above its minimum; NaN if nothing is."""
         return float(self._gap)
 
-    @property
-    def numClasses(self) -> int:
-        """Number of classes."""
-        return int(self._n_classes)
-
-    @property
-    def numFeatures(self) -> int:
-        """Number of features."""
-        return int(self._coefficients.shape[1])
-
-    @property
-    def coefficientMatrix(self) -> SparkMatrix:
-        """Coefficients (1, d) for two classes, (k, d) for more; sparse if that takes less space."""
-        return compressed_matrix(self._coefficients)
-
-    @property
-    def interceptVector(self) -> DenseVector:
-        """Intercepts, one for each row of the matrix."""
-        return dense(self._intercepts)
-
-    @property
-    def coefficients(self) -> Vector:
-        """Coefficients (d,) for two classes; ValueError for more."""
-        self._refuse_more_classes("coefficients", "coefficientMatrix")
-        return dense(self._coefficients[0])
-
-    @property
-    def intercept(self) -> float:
-        """Intercept for two classes; ValueError for more."""
-        self._refuse_more_classes("intercept", "interceptVector")
-        return float(self._intercepts[0])
-
-    def _refuse_more_classes(self, name: str, other: str) -> None:
-        if len(self._coefficients) > 1:
-            raise ValueError(
-                f"{name}: expected a model of two classes, found {self.numClasses}: use {other}"
-            )
-
-    def predictRaw(self, value: Vector) -> Vector:
-        """Margins of one row, one for each class."""
-        return dense(self._predict_row(value)["raw"][0])
-
-    def predict(self, value: Vector) -> float:
-        """The class of one row."""
-        return float(self._predict_row(value)["prediction"][0])
-
-    def _predict_row(self, value: Vector) -> dict[str, np.ndarray]:
-        return self._predict_function("raw", "prediction")(as_row(value, self.numFeatures))
-
-    def _predict_function(self, raw: str, prediction: str) -> Any:
-        """``predict(X) -> columns`` by these names, free of the model itself."""
-        return partial(
-            _predict, self._coefficients, self._intercepts, self.getThreshold(), (raw, prediction)
-        )
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        raw, prediction = self.getRawPredictionCol(), self.getPredictionCol()
-        outputs = {
-            raw: Output("vector", {"num_attrs": self.numClasses}),
-            prediction: Output("double", {"num_vals": self.numClasses, "type": "nominal"}),
-        }
-        predict = self._predict_function(raw, prediction)
-        return with_predictions(self, dataset, self.numFeatures, outputs, predict)
-
-    def __repr__(self) -> str:
-        return (
-            f"LinearSVCModel: uid={self.uid}, numClasses={self.numClasses}, "
-            f"numFeatures={self.numFeatures}"
-        )
+    def _predict_function(self, names: tuple[str, ...]) -> Any:
+        return partial(_predict, self._coefficients, self._intercepts, self.getThreshold(), names)
 
 
 class LinearSVC(
@@ -200,8 +123,9 @@ class LinearSVC(
     solver : {"auto", "interior-point", "bundle", "newton", "l-bfgs", "tron", "sgd", "adam"}
         For ``hinge`` the first two, whose models have a certificate (``gap``, relative to the
         objective at most ``tol``): ``auto`` takes the interior point up to 1,024 parameters. For
-        ``squared_hinge`` the others: ``auto`` takes ``tron`` beyond 1,024 parameters. ``sgd`` and
-        ``adam`` take both losses, of a hinge a subgradient, and have no certificate.
+        ``squared_hinge`` the others: ``auto`` takes ``newton`` up to 1,024 parameters, ``tron``
+        beyond. ``sgd`` and ``adam`` take both losses, of a hinge a subgradient, and have no
+        certificate.
     multiClass : {"ovr", "crammer_singer"}
         More than two classes: each against the rest, all in the same rounds, or the loss of
         Crammer & Singer (2001), with ``hinge`` alone.
@@ -353,7 +277,7 @@ def _predict(
     coefficients: np.ndarray,
     intercepts: np.ndarray,
     threshold: float,
-    names: tuple[str, str],
+    names: tuple[str, ...],
     X: Matrix,
 ) -> dict[str, np.ndarray]:
     """Raw predictions (n, k) and classes (n,) of rows X (n, d)."""

@@ -24,19 +24,10 @@ from pyspark.ml.classification import (
     ProbabilisticClassifier,
     _LogisticRegressionParams,
 )
-from pyspark.ml.linalg import DenseVector, SparseMatrix, Vector, Vectors
-from pyspark.ml.linalg import Matrix as SparkMatrix
+from pyspark.ml.linalg import Vector
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import (
-    Output,
-    Trained,
-    as_row,
-    compressed_matrix,
-    dense,
-    frozen,
-    with_predictions,
-)
+from mllib_ext.base import dense
 from mllib_ext.blocks import Blocks
 from mllib_ext.classes import (
     chosen,
@@ -47,6 +38,7 @@ from mllib_ext.classes import (
     refuse_number_of_thresholds,
     refuse_thresholds,
 )
+from mllib_ext.classification.linear_classifier import LinearClassifier
 from mllib_ext.columns import Matrix, data_type
 from mllib_ext.linear import (
     SOLVERS,
@@ -65,7 +57,7 @@ from mllib_ext.summaries import HasLogisticRegressionSummary
 
 class LogisticRegressionModel(  # type: ignore[misc]
     HasLogisticRegressionSummary,
-    Trained,
+    LinearClassifier,
     RegressionParams,
     ProbabilisticClassificationModel,
     _LogisticRegressionParams,
@@ -81,99 +73,23 @@ class LogisticRegressionModel(  # type: ignore[misc]
     """
 
     _arrays = ("coefficients", "intercepts", "n_classes")
-
-    def __init__(self, coefficients: Any, intercepts: Any, n_classes: Any) -> None:
-        super().__init__()
-        self._coefficients, self._intercepts = frozen(coefficients), frozen(intercepts)
-        self._n_classes = frozen(n_classes)
+    _outputs = ("raw", "probability", "prediction")
 
     @property
     def _is_multinomial(self) -> bool:
-        return self._coefficients.shape[0] > 1 or self.getFamily() == "multinomial"
-
-    @property
-    def numClasses(self) -> int:
-        """Number of classes."""
-        return int(self._n_classes)
-
-    @property
-    def numFeatures(self) -> int:
-        """Number of features."""
-        return int(self._coefficients.shape[1])
-
-    @property
-    def coefficientMatrix(self) -> SparkMatrix:
-        """Coefficients (1, d) of a binomial model, (k, d) of a multinomial one.
-
-        As in pyspark.ml, sparse if that takes less space; so are the coefficients.
-        """
-        return compressed_matrix(self._coefficients)
-
-    @property
-    def interceptVector(self) -> DenseVector:
-        """Intercepts, one for each row of the matrix."""
-        return dense(self._intercepts)
-
-    @property
-    def coefficients(self) -> Vector:
-        """Coefficients (d,) of a binomial model; ValueError for a multinomial one."""
-        self._refuse_multinomial("coefficients", "coefficientMatrix")
-        matrix = self.coefficientMatrix
-        if isinstance(matrix, SparseMatrix):
-            return Vectors.sparse(self.numFeatures, matrix.rowIndices, matrix.values)
-        return dense(self._coefficients[0])
-
-    @property
-    def intercept(self) -> float:
-        """Intercept of a binomial model; ValueError for a multinomial one."""
-        self._refuse_multinomial("intercept", "interceptVector")
-        return float(self._intercepts[0])
-
-    def _refuse_multinomial(self, name: str, other: str) -> None:
-        if self._is_multinomial:
-            raise ValueError(f"{name}: expected a binomial model, found a multinomial: use {other}")
-
-    def predictRaw(self, value: Vector) -> Vector:
-        """Margins of one row, one for each class."""
-        return dense(self._predict_row(value)["raw"][0])
+        return super()._is_multinomial or self.getFamily() == "multinomial"
 
     def predictProbability(self, value: Vector) -> Vector:
         """Class probabilities of one row."""
         return dense(self._predict_row(value)["probability"][0])
 
-    def predict(self, value: Vector) -> float:
-        """The class of one row."""
-        return float(self._predict_row(value)["prediction"][0])
+    def _output_columns(self) -> tuple[str, ...]:
+        return self.getRawPredictionCol(), self.getProbabilityCol(), self.getPredictionCol()
 
-    def _predict_row(self, value: Vector) -> dict[str, np.ndarray]:
-        return self._predict_function("raw", "probability", "prediction")(
-            as_row(value, self.numFeatures)
-        )
-
-    def _predict_function(self, raw: str, probability: str, prediction: str) -> Any:
-        """``predict(X) -> columns`` by these names, free of the model itself."""
+    def _predict_function(self, names: tuple[str, ...]) -> Any:
         rule = _threshold_rule(self, self._is_multinomial)
         return partial(
-            _predict, self._coefficients, self._intercepts, self._is_multinomial, rule,
-            (raw, probability, prediction),
-        )  # fmt: skip
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        raw, probability = self.getRawPredictionCol(), self.getProbabilityCol()
-        prediction = self.getPredictionCol()
-        each_class = Output("vector", {"num_attrs": self.numClasses})
-        outputs = {
-            raw: each_class,
-            probability: each_class,
-            prediction: Output("double", {"num_vals": self.numClasses, "type": "nominal"}),
-        }
-        predict = self._predict_function(raw, probability, prediction)
-        return with_predictions(self, dataset, self.numFeatures, outputs, predict)
-
-    def __repr__(self) -> str:
-        return (
-            f"LogisticRegressionModel: uid={self.uid}, numClasses={self.numClasses}, "
-            f"numFeatures={self.numFeatures}"
+            _predict, self._coefficients, self._intercepts, self._is_multinomial, rule, names
         )
 
 
@@ -473,7 +389,7 @@ def _predict(
     intercepts: np.ndarray,
     multinomial: bool,
     rule: float | np.ndarray | None,
-    names: tuple[str, str, str],
+    names: tuple[str, ...],
     X: Matrix,
 ) -> dict[str, np.ndarray]:
     """Raw predictions (n, k), probabilities (n, k) and classes (n,) of rows X (n, d)."""

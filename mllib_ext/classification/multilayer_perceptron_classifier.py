@@ -25,7 +25,7 @@ from pyspark.ml.classification import (
 from pyspark.ml.linalg import Vector
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import Output, dense, with_predictions
+from mllib_ext.base import class_outputs, dense, with_predictions
 from mllib_ext.blocks import Blocks
 from mllib_ext.classes import (
     chosen,
@@ -85,14 +85,8 @@ class MultilayerPerceptronClassificationModel(  # type: ignore[misc]
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         names = self.getRawPredictionCol(), self.getProbabilityCol(), self.getPredictionCol()
-        each_class = Output("vector", {"num_attrs": self.numClasses})
-        kinds = (
-            each_class,
-            each_class,
-            Output("double", {"num_vals": self.numClasses, "type": "nominal"}),
-        )
         predict = partial(_predict, self._shipped(dataset), self._rule, names)
-        columns = dict(zip(names, kinds, strict=True))
+        columns = class_outputs(names, self.numClasses)
         return with_predictions(self, dataset, self.numFeatures, columns, predict)
 
 

@@ -58,6 +58,7 @@ def test_the_gap_is_proved_and_the_objective_is_below_pyspark_mls(fitted, patien
     )
     assert (ours.converged, ours.reason) == (True, "gap")
     assert 0 < ours.gap <= 1e-6 * max(found, 0.01)
+    assert ours.history[-1].values["gap"] == ours.gap < ours.history[0].values["gap"]
     # The ridge in place of no penalty is in the history, and not in what is counted here.
     assert found <= ours.history[-1].loss * (1 + 1e-9)
     assert found < expected
@@ -155,7 +156,7 @@ def test_columns_of_predictions_are_those_of_a_row(fitted, flowers, patients):
     three = LinearSVC(regParam=0.01).fit(flowers)
     out = three.transform(flowers.limit(1)).first()
     assert three.predict(out.features) == out.prediction == np.argmax(out.rawPrediction)
-    with pytest.raises(ValueError, match="coefficients: expected a model of two classes, found 3"):
+    with pytest.raises(ValueError, match=r"coefficients: expected .* found .* 3 classes"):
         _ = three.coefficients
 
 
