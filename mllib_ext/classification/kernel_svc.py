@@ -17,8 +17,8 @@ from mllib_ext import cascade
 from mllib_ext.base import (
     HasCallbacks,
     HasFeatures,
-    Output,
     as_row,
+    class_outputs,
     dense,
     frozen,
     with_predictions,
@@ -41,6 +41,13 @@ from mllib_ext.mapped import Mapped
 from mllib_ext.persistence import SavesParams
 
 
+def to_class_weight(value: Any) -> str | dict[int, float]:
+    """The name of a rule, or weights by label. A saved dict has its labels as strings."""
+    if not isinstance(value, dict):
+        return TypeConverters.toString(value)
+    return {TypeConverters.toInt(float(c)): TypeConverters.toFloat(w) for c, w in value.items()}
+
+
 class KernelSVCParams(KernelParams):
     """Parameters of the estimator and its model."""
 
@@ -50,11 +57,12 @@ class KernelSVCParams(KernelParams):
         "weight of the rows' losses against the penalty, above 0",
         TypeConverters.toFloat,
     )
-    classWeight: Param[str] = Param(
+    classWeight: Param[Any] = Param(
         Params._dummy(),
         "classWeight",
-        "balanced: C of a class is inverse to the weight of its rows",
-        TypeConverters.toString,
+        "what C of a class is multiplied by: balanced (inverse to the weight of its rows), or "
+        "numbers by label",
+        to_class_weight,
     )
 
     def __init__(self, *args: Any) -> None:
@@ -65,16 +73,18 @@ class KernelSVCParams(KernelParams):
         """The weight of the rows' losses."""
         return self.getOrDefault(self.C)
 
-    def getClassWeight(self) -> str:
-        """How classes are weighted."""
-        return self.getOrDefault(self.classWeight)
+    def getClassWeight(self) -> str | dict[int, float]:
+        """What C of a class is multiplied by: balanced, or numbers by label."""
+        weight: str | dict[int, float] = self.getOrDefault(self.classWeight)
+        return weight
 
 
 class KernelSVCModel(SupportVectors, KernelSVCParams, ClassificationModel):  # type: ignore[misc]
     """Model fitted by :class:`KernelSVC`.
 
-    ``history`` has the dual objective of each pass as ``loss``, as it is minimised (negative), and
-    the worst violation of a KKT condition as ``gradient_norm``.
+    ``history`` has the dual objective of each pass as ``loss``, as it is minimised (negative), the
+    worst violation of a KKT condition as ``gradient_norm``, and in ``values`` ``n_support_vectors``
+    and ``n_violators``, the rows that violate one by more than ``tol``.
 
     Parameters
     ----------
@@ -183,14 +193,9 @@ class KernelSVCModel(SupportVectors, KernelSVCParams, ClassificationModel):  # t
         return float(np.argmax(self.predictRaw(value).toArray()))
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
-        k = self.numClasses
         names = self.getRawPredictionCol(), self.getPredictionCol()
-        kinds = (
-            Output("vector", {"num_attrs": k}),
-            Output("double", {"num_vals": k, "type": "nominal"}),
-        )
         predict = partial(_predict, self._shipped(dataset), names)
-        outputs = dict(zip(names, kinds, strict=True))
+        outputs = class_outputs(names, self.numClasses)
         return with_predictions(self, dataset, self.numFeatures, outputs, predict)
 
     def __repr__(self) -> str:
@@ -252,8 +257,9 @@ class KernelSVC(  # type: ignore[misc]
         Of ``poly`` and ``sigmoid``.
     C : float
         The bound of a row's dual coefficient, above 0. It is not divided by the number of rows.
-    classWeight : {"balanced"}, optional
-        ``balanced`` multiplies C of class c by W / (k W_c), W being summed weights.
+    classWeight : {"balanced"} or dict of int to float, optional
+        ``balanced`` multiplies C of class c by W / (k W_c), W being summed weights; a dict by the
+        number for a class, 1 for those it does not name.
     weightCol : str, optional
         Multiplies C of a row. Rows of weight 0 are as if they were not there.
     tol : float
@@ -276,6 +282,9 @@ class KernelSVC(  # type: ignore[misc]
 
     Notes
     -----
+    More than 30% of the rows as support vectors, and more than 1,000, are a warning: predictions
+    are slow, and so are passes, each of which solves the problem of all support vectors.
+
     Where classes have as many votes the decision values decide, as scikit-learn's ``predict`` does
     with ``break_ties=True``.
 
@@ -304,7 +313,7 @@ class KernelSVC(  # type: ignore[misc]
         degree: int = 3,
         coef0: float = 0.0,
         C: float = 1.0,
-        classWeight: str | None = None,
+        classWeight: str | dict[int, float] | None = None,
         weightCol: str | None = None,
         tol: float = 1e-3,
         maxIter: int = 100,
@@ -321,16 +330,19 @@ class KernelSVC(  # type: ignore[misc]
         """Set the weight of the rows' losses."""
         return self._set(C=value)
 
-    def setClassWeight(self, value: str) -> Self:
-        """Set how classes are weighted: balanced."""
+    def setClassWeight(self, value: str | dict[int, float]) -> Self:
+        """Set what C of a class is multiplied by: balanced, or numbers by label."""
         return self._set(classWeight=value)
 
     def _refuse(self, dataset: DataFrame) -> None:
         super()._refuse(dataset)
-        if self.isDefined("classWeight") and self.getClassWeight() != "balanced":
+        weight = self.getClassWeight() if self.isDefined("classWeight") else {}
+        if isinstance(weight, str) and weight != "balanced":
             raise ValueError(
-                f"param classWeight: expected balanced, found {self.getClassWeight()!r}"
+                f"param classWeight: expected balanced or numbers by label, found {weight!r}"
             )
+        if isinstance(weight, dict) and not all(0 < w < np.inf for w in weight.values()):
+            raise ValueError(f"param classWeight: expected numbers above 0, found {weight!r}")
         self._refuse_not_above_0("C")
         data_type(dataset.schema, self.getLabelCol(), "label")
 
@@ -345,9 +357,7 @@ class KernelSVC(  # type: ignore[misc]
         gamma = self._resolved_gamma(mean, scatter, weight)
         if len(classes) == 1:
             return self._constant(classes, n_classes, gamma, d)
-        bounds = np.full(len(classes), self.getC())
-        if self.isDefined("classWeight"):
-            bounds *= counts.sum() / (len(classes) * counts[classes])
+        bounds = self.getC() * self._class_weights(counts)[classes]
         kernel = self._kernel(gamma)
         problem = Problem(kernel, classes.astype(float), bounds, self.getMaxSupportVectors())
         settings = CascadeSettings(max_iter=self.getMaxIter(), tol=self.getTol())
@@ -356,10 +366,26 @@ class KernelSVC(  # type: ignore[misc]
         warn_of_many(
             len(state.machine),
             blocks.n_rows,
-            "scale the features, change C or gamma, or use a kernel approximation with LinearSVC",
+            "scale the features, change C or gamma, or use an approximation of the kernel "
+            "(mllib_ext.feature.Nystroem or RandomFourierFeatures) with LinearSVC",
         )
         found = (state.machine, classes, n_classes, gamma, state.dual_objective)
         return KernelSVCModel._of(*found)._trained(self, result)
+
+    def _class_weights(self, counts: np.ndarray) -> np.ndarray:
+        """What C of each class is multiplied by, (k,), for summed weights (k,) of their rows."""
+        weight = self.getClassWeight() if self.isDefined("classWeight") else {}
+        if isinstance(weight, str):
+            present = counts > 0
+            return np.divide(
+                counts.sum() / present.sum(), counts, out=np.ones_like(counts), where=present
+            )
+        if unknown := sorted(weight.keys() - range(len(counts))):
+            raise ValueError(
+                f"param classWeight: expected labels of column {self.getLabelCol()!r}, 0 to "
+                f"{len(counts) - 1}, found {unknown}"
+            )
+        return np.array([weight.get(c, 1.0) for c in range(len(counts))])
 
     def _constant(
         self, classes: np.ndarray, n_classes: int, gamma: float, d: int

@@ -65,12 +65,12 @@ def oracle(y, w=None, **params):
 @pytest.mark.parametrize("params", [
     {"C": 3.0}, {"gamma": "auto"}, {"gamma": 0.7},
     {"kernel": "linear"}, {"kernel": "poly", "degree": 2, "coef0": 1.0},
-    {"class_weight": "balanced"},
+    {"class_weight": "balanced"}, {"class_weight": {1: 5.0}},
     {"kernel": "sigmoid", "coef0": 0.1, "gamma": 0.05},
 ], ids=str)  # fmt: skip
 def test_two_classes_have_scikit_learns_decision_values_and_predictions(fitted, frame, params):
     svc = oracle(TWO, **params)
-    weight = {"classWeight": "balanced"} if "class_weight" in params else {}
+    weight = {"classWeight": params["class_weight"]} if "class_weight" in params else {}
     ours = {name: value for name, value in params.items() if name != "class_weight"}
     model = fitted(labelCol="two", **ours, **weight)
     values, predictions = raw(model, frame)
@@ -129,10 +129,11 @@ def test_a_model_of_sparse_rows_keeps_them_sparse_and_is_loaded_so(spark, tmp_pa
         for i, y in enumerate(THREE)
     ]
     df = spark.createDataFrame(rows, ["i", "label", "features"])
-    model = KernelSVC().fit(df)
+    model = KernelSVC(classWeight={1: 2.0}).fit(df)
     path = str(tmp_path / "model")
     model.save(path)
     loaded = KernelSVCModel.load(path)
+    assert loaded.getClassWeight() == {1: 2.0}
     for one in (model, loaded):
         assert one.supportVectors.format == "csr"
         assert one.supportVectors.shape == (model.numSupportVectors, 50)
@@ -177,6 +178,8 @@ def test_a_callback_sees_each_pass_and_stops_it(frame, from_few):
     assert (model.reason, model.dualObjective) == ("enough", seen[1][0])
     assert model.numSupportVectors == seen[1][1]
     assert seen[0][2] > 0
+    told = [record.values for record in model.history]
+    assert [(t["n_support_vectors"], t["n_violators"]) for t in told] == [s[1:] for s in seen]
 
 
 def test_many_support_vectors_are_a_warning_and_more_than_allowed_an_error(frame, monkeypatch):
@@ -199,7 +202,9 @@ def test_many_support_vectors_are_a_warning_and_more_than_allowed_an_error(frame
     ({"coef0": float("inf")}, "param coef0: expected a finite number, found inf"),
     ({"maxIter": -1}, "param maxIter: expected 0 or more, found -1"),
     ({"aggregationDepth": 1}, "param aggregationDepth: expected 2 or more, found 1"),
-    ({"classWeight": "even"}, "param classWeight: expected balanced, found 'even'"),
+    ({"classWeight": "even"}, "param classWeight: expected balanced or numbers .* found 'even'"),
+    ({"classWeight": {1: 0.0}}, "param classWeight: expected numbers above 0, found {1: 0.0}"),
+    ({"classWeight": {2: 1.0}}, r"classWeight: expected labels of .* 'two', 0 to 1, found \[2\]"),
     ({"labelCol": "none"}, "label column 'none'"),
     ({"weightCol": "none"}, "weight column 'none'"),
     ({"labelCol": "w"}, "label column 'w': expected class labels 0, 1, ..., k-1, found 0.5"),
