@@ -16,7 +16,6 @@ from mllib_ext.linear import (
     LinearEstimator,
     LinearParams,
     about_their_mean,
-    auto_solver,
     fit_linear,
     penalties,
     precision,
@@ -104,7 +103,7 @@ class SVMEstimator(LinearEstimator, SVMParams):
             loss = Subgradient(loss.loss)
         if isinstance(loss, Loss):
             return fit_linear(
-                self, blocks, loss, coordinates, start, self._smooth_solver(blocks, n_parameters)
+                self, blocks, loss, coordinates, start, self._smooth_solver(n_parameters)
             )
         solver = self.getSolver()
         if solver == "auto":
@@ -127,10 +126,14 @@ class SVMEstimator(LinearEstimator, SVMParams):
         coef, intercept = coordinates.to_data(result.state.v)
         return coef, np.asarray(intercept, dtype=np.float64), result
 
-    def _smooth_solver(self: Any, blocks: Blocks, n_parameters: int) -> str:
+    def _smooth_solver(self: Any, n_parameters: int) -> str:
+        """Newton's method on the rows within their margin, unless parameters are many.
+
+        A sample of these misleads where features are rare: docs/decisions/0002-solver-auto.md.
+        """
         if self.getSolver() != "auto":
             return self.getSolver()
-        return "tron" if n_parameters > CURVATURE_PARAMETERS else auto_solver(blocks, n_parameters)
+        return "tron" if n_parameters > CURVATURE_PARAMETERS else "newton"
 
 
 def gap_of(result: Result[Any]) -> float:
