@@ -25,7 +25,7 @@ import numpy as np
 
 from mllib_ext.columns import Matrix, stacked
 from mllib_ext.distances import dense_rows
-from mllib_ext.kernels import Kernel
+from mllib_ext.kernels import Kernel, dense_enough
 
 # Rows whose kernels are computed at once. Always as many, for then a row has the same bits whatever
 # stands beside it, and a multiple of what products take at once on every processor.
@@ -34,8 +34,6 @@ TILE_ROWS = 192
 SOLVER_ROUNDING = 2.0**-24
 # MB of kernel values that libsvm may keep, as a problem needs them: 11,000 rows, all with all.
 CACHE_MB = 500
-# Of CSR support vectors, stored: from here on products of dense ones are quicker.
-DENSE_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -206,12 +204,8 @@ class Machine:
 
 
 def tiles(kernel: Kernel, X: Matrix, Z: Matrix) -> Iterator[tuple[slice, np.ndarray]]:
-    """The kernel of rows X (n, d) and Z (m, d), a tile of X after the other: its rows, and (t, m).
-
-    CSR rows Z are made dense where a sixteenth of them is stored: products are quicker then.
-    """
-    if not isinstance(Z, np.ndarray) and DENSE_SHARE * Z.shape[0] * Z.shape[1] <= Z.nnz:
-        Z = Z.toarray()
+    """The kernel of rows X (n, d) and Z (m, d), one tile of X after the other: places, (t, m)."""
+    Z = dense_enough(Z)
     for start in range(0, X.shape[0], TILE_ROWS):
         tile = slice(start, min(start + TILE_ROWS, X.shape[0]))
         rows = dense_rows(X[tile]) if isinstance(Z, np.ndarray) else X[tile]

@@ -28,6 +28,8 @@ KERNELS = ("rbf", "linear", "poly", "sigmoid")
 EXPONENT_ERROR = 1e-10
 # Rows that are made dense at once, where differences have to be taken.
 DENSE_BYTES = 8 << 20
+# Of CSR rows Z, stored: from here on products with dense ones are quicker.
+DENSE_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,13 @@ class Kernel:
         if self.name == "rbf" and isinstance(X, np.ndarray):
             return X - X.mean(axis=0)
         return X
+
+
+def dense_enough(Z: Matrix) -> Matrix:
+    """CSR rows that kernels are taken with, made dense where a sixteenth of them is stored."""
+    if isinstance(Z, np.ndarray) or DENSE_SHARE * Z.shape[0] * Z.shape[1] > Z.nnz:
+        return Z
+    return dense_rows(Z)
 
 
 def squared_distances(X: Matrix, Z: Matrix, error: float) -> np.ndarray:

@@ -368,11 +368,11 @@ def weighted_hessian(block: Block, curvature: np.ndarray) -> np.ndarray:
         for j in range(i, k if curvature.ndim == 3 else i + 1):
             c = curvature[:, i, j] if curvature.ndim == 3 else curvature[:, i]
             # A curvature between two classes is negative or 0, of one class positive or 0.
-            sign = 1.0 if i == j else -1.0
-            H[:d, i, :d, j] = sign * weighted_gram(block.X, sign * c)
+            H[:d, i, :d, j] = weighted_gram(block.X, c) if i == j else -weighted_gram(block.X, -c)
             H[:d, i, d, j] = H[d, i, :d, j] = transposed_product(block, c)
             H[d, i, d, j] = c.sum()
-            H[:, j, :, i] = H[:, i, :, j]  # both are symmetric
+            if i != j:
+                H[:, j, :, i] = H[:, i, :, j]  # both are symmetric
     return H
 
 

@@ -29,7 +29,7 @@ from mllib_ext.clustering.initialization import drawn_rows
 from mllib_ext.columns import Matrix
 from mllib_ext.feature.feature_map import FeatureMap, FeatureMapModel, FeatureMapParams
 from mllib_ext.kernel_params import HasKernel, SetsKernel
-from mllib_ext.kernels import Kernel
+from mllib_ext.kernels import Kernel, dense_enough
 from mllib_ext.moments import merge, moments
 
 LANDMARKS = ("uniform", "k-means")
@@ -116,7 +116,7 @@ class NystroemModel(FeatureMapModel, NystroemParams):
     @property
     def _predictor(self) -> Any:
         kernel = self._kernel(self.gammaValue)
-        return partial(embedded, kernel, self.landmarkRows, self._normalization)
+        return partial(embedded, kernel, dense_enough(self.landmarkRows), self._normalization)
 
 
 def embedded(kernel: Kernel, L: Matrix, normalization: np.ndarray, X: Matrix) -> np.ndarray:
