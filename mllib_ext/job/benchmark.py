@@ -11,6 +11,7 @@ Only ratios carry over to another machine.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import statistics
@@ -26,6 +27,8 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from mllib_ext import __version__
+
+logger = logging.getLogger(__name__)
 
 # --- measuring -----------------------------------------------------------------------------------
 
@@ -55,15 +58,16 @@ class Comparison:
         return line.median / self.lines[0].median
 
 
-def alternate(runs: dict[str, Callable[[], Any]], repeats: int) -> list[Line]:
+def alternate(runs: dict[str, Callable[[], Any]], repeats: int, warm_up: bool = True) -> list[Line]:
     """Time the contenders in turn, ``repeats`` times each, after one run that does not count."""
     lines = [Line(name) for name in runs]
-    for i in range(repeats + 1):
+    for i in range(0 if warm_up else 1, repeats + 1):
         for line, run in zip(lines, runs.values(), strict=True):
             with peak_memory() as peaks:
                 began = time.perf_counter()
                 run()
                 seconds = time.perf_counter() - began
+            logger.info("%s: %.3f s%s", line.name, seconds, "" if i else ", to warm up")
             if i:
                 line.seconds.append(seconds)
             for process, megabytes in peaks.items():

@@ -32,7 +32,7 @@ from mllib_ext.job.compare_k_means import compare_k_means
 from mllib_ext.job.compare_neighbors import compare_neighbors
 from mllib_ext.job.compare_networks import compare_networks
 from mllib_ext.job.compare_sgd import compare_sgd
-from mllib_ext.job.compare_svm import compare_kernel_map, compare_svm
+from mllib_ext.job.compare_svm import compare_kernel_svm, compare_svm
 from mllib_ext.losses import Logistic
 from mllib_ext.objective import value_and_gradient
 from mllib_ext.regression import LinearRegression
@@ -366,7 +366,7 @@ TASKS: dict[str, Callable[[SparkSession, DataFrame, int], list[Comparison]]] = {
     "neighbors": compare_neighbors,
     "kmeans": compare_k_means,
     "svm": compare_svm,
-    "kernel-map": compare_kernel_map,
+    "kernel-svm": compare_kernel_svm,
     "networks": compare_networks,
     "sgd": compare_sgd,
 }
