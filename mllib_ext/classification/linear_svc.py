@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from pyspark import keyword_only
 from pyspark.ml.classification import Classifier, _LinearSVCParams
+from pyspark.ml.linalg import Vector
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import frozen
+from mllib_ext.base import dense, frozen
 from mllib_ext.blocks import Blocks
 from mllib_ext.classes import (
     class_moments,
@@ -84,6 +85,11 @@ class LinearSVCModel(HasLinearSVCSummary, LinearClassifier, LinearSVCParams, _Li
     ) -> None:
         super().__init__(coefficients, intercepts, n_classes)
         self._gap = frozen(gap)
+
+    @property
+    def coefficients(self) -> Vector:
+        """Coefficients (d,) of two classes, dense as in pyspark.ml; ValueError for more."""
+        return dense(super().coefficients.toArray())
 
     def setThreshold(self, value: float) -> LinearSVCModel:
         """Set what a margin has to exceed for class 1; of two classes."""
