@@ -13,9 +13,10 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from mllib_ext import figures
+from mllib_ext import plots
 from mllib_ext.blocks import Blocks
 from mllib_ext.classification import LogisticRegression
+from mllib_ext.figures import COSTS
 from mllib_ext.job.benchmark import Comparison, Line
 
 GAP = 1e-3  # (objective - optimum) / optimum
@@ -72,8 +73,8 @@ def compare_sgd(
         part = history if reached is None else history[: reached + 1]
         notes: dict[str, Any] = {"reached": reached is not None, "final gap": gaps[-1]}
         for cost in ("rounds", "bytes"):
-            notes[cost] = sum(map(figures.COSTS[cost], part))
-        notes["all bytes"] = sum(map(figures.COSTS["bytes"], history))
+            notes[cost] = sum(map(COSTS[cost], part))
+        notes["all bytes"] = sum(map(COSTS["bytes"], history))
         notes |= {k: v for k, v in contenders.get(name, {}).items() if k in best}
         lines.append(Line(name, [sum(record.seconds for record in part)], notes))
     baseline = next(line for line in lines if line.name == "synchronous")
