@@ -473,7 +473,7 @@ def calibration_curve(scores: Sequence[ScoreBins]) -> Figure:
     text = _against("Each class against the rest.", scores)
     if len(scores) > CALIBRATED and all(one.believed is not None for one in scores):
         text = "The probabilities of all classes together, each against the rest."
-        total = np.sum([one.believed for one in scores], axis=0)
+        total = np.sum([np.asarray(one.believed) for one in scores], axis=0)
         scores = [replace(scores[0], name="all classes", believed=total)]
     ideal = Line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), "calibrated", reference=True)
     lines = [

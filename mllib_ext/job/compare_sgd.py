@@ -20,6 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from mllib_ext import plots
 from mllib_ext.blocks import Blocks
 from mllib_ext.classification import LogisticRegression
+from mllib_ext.figures import COSTS
 from mllib_ext.job.benchmark import Comparison, Line
 from mllib_ext.optimizers.loop import DivergenceError, Record
 
@@ -84,8 +85,8 @@ def compare_sgd(
         part = history if reached is None else history[: reached + 1]
         notes: dict[str, Any] = {"reached": reached is not None, "final gap": gaps[-1]}
         for cost in ("rounds", "bytes"):
-            notes[cost] = sum(map(plots.COSTS[cost], part))
-        notes["all bytes"] = sum(map(plots.COSTS["bytes"], history))
+            notes[cost] = sum(map(COSTS[cost], part))
+        notes["all bytes"] = sum(map(COSTS["bytes"], history))
         notes |= {k: v for k, v in contenders.get(name, {}).items() if k in best}
         lines.append(Line(name, [sum(record.seconds for record in part)], notes))
     baseline = next(line for line in lines if line.name == "synchronous")

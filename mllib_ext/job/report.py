@@ -489,7 +489,7 @@ def preparation(spark: SparkSession, config: PrepareConfig, result: dict[str, An
 
 def _inputs(config: PrepareConfig, result: Mapping[str, Any]) -> Section:
     sources = {"input": config.input}
-    sources |= {f"join.{i}.input": join.input for i, join in enumerate(config.join)}
+    sources |= {f"join.{i}.input": [join.input] for i, join in enumerate(config.join)}
     rows = [
         [name, described(sources[name]), side["rows"], side["broken"]]
         for name, side in result["inputs"].items()

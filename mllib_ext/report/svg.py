@@ -116,7 +116,7 @@ class _Frame:
         if figure.x.names is not None and x_ticks:
             widest = LETTER * max(len(_cut(text)) for _, text in x_ticks)
             slanted = widest + 4 > across / len(x_ticks)
-        tall = BOTTOM
+        tall = float(BOTTOM)
         if slanted:
             tall += LETTER * max(len(_cut(t, LONGEST_SLANTED)) for _, t in x_ticks) - 8
         if cells is not None and figure.x.names == figure.y.names:
