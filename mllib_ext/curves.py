@@ -319,7 +319,8 @@ def residual_bins(
     if not all(ends):
         raise ValueError("predictions: expected rows with a label and a prediction, found none")
     edges = [
-        _edges(*end, bins) for end, bins in zip(ends, (RESIDUAL_BINS, PREDICTION_BINS), strict=True)
+        _edges(low, high, bins)
+        for (low, high), bins in zip(ends, (RESIDUAL_BINS, PREDICTION_BINS), strict=True)
     ]
     places = [
         F.greatest(F.least(F.floor((F.col(c) - e[0]) / (e[1] - e[0])), F.lit(len(e) - 2)), F.lit(0))
@@ -339,7 +340,9 @@ def residual_bins(
     total = counts.sum()
     mean = cells["sum"].sum() / total
     variance = max(cells["square"].sum() / total - mean**2, 0.0)
-    return Residuals(*edges, counts, float(mean), float(np.sqrt(variance)), weightCol is not None)
+    residuals, fitted = edges
+    deviation = float(np.sqrt(variance))
+    return Residuals(residuals, fitted, counts, float(mean), deviation, weightCol is not None)
 
 
 def _edges(low: float, high: float, bins: int) -> np.ndarray:

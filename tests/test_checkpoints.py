@@ -250,7 +250,8 @@ def test_fits_that_share_a_directory_have_one_each_below_it_and_go_on(frame, tmp
     estimator.setCallbacks([lambda state, record: seen.append(record)])
     again = tuner.fit(frame)
     assert not seen
-    assert learnt(again.bestModel.stages[0]) == learnt(first.bestModel.stages[0])
+    ours, theirs = (found.bestModel.stages[0] for found in (again, first))  # type: ignore[attr-defined]
+    assert learnt(ours) == learnt(theirs)
     estimator.setCheckpointDir(str(tmp_path / "alone"))
     with pytest.raises(ValueError, match=r"of another one.*setCheckpointDir\(path, shared=True\)"):
         tuner.fit(frame)

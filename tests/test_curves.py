@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from pyspark.ml.evaluation import BinaryClassificationEvaluator
@@ -22,7 +24,8 @@ def predictions(spark, label, raw, probability, weight=None, partitions=3):
     values = zip(label.tolist(), raw.tolist(), probability.tolist(), weight.tolist(), strict=True)
     schema = "label double, r array<double>, p array<double>, w double"
     rows = spark.createDataFrame(list(values), schema).repartition(partitions)
-    vectors = {"rawPrediction": array_to_vector("r"), "probability": array_to_vector("p")}
+    names = {"rawPrediction": "r", "probability": "p"}
+    vectors = {name: array_to_vector(F.col(column)) for name, column in names.items()}
     return rows.withColumns(vectors).drop("r", "p")
 
 
@@ -43,8 +46,8 @@ def test_curves_of_two_classes_are_exact_up_to_as_many_rows_as_bins(spark):
     ours = np.array(bins.precision_recall())[:, 1:]  # the first point is Spark's, not theirs
     np.testing.assert_allclose(ours, [recall[::-1][1:], precision[::-1][1:]], rtol=1e-12)
     for area, name in ((bins.area_under_roc, "areaUnderROC"), (bins.area_under_pr, "areaUnderPR")):
-        spark_s = BinaryClassificationEvaluator(metricName=name, weightCol="w", numBins=0)
-        assert area == pytest.approx(spark_s.evaluate(df), rel=1e-12)
+        spark_s = BinaryClassificationEvaluator(weightCol="w", numBins=0)
+        assert area == pytest.approx(spark_s.evaluate(df, {spark_s.metricName: name}), rel=1e-12)
 
     (bins,) = curves.score_bins(df)  # scikit-learn's calibration_curve takes no weights
     rows = df.collect()
@@ -96,8 +99,8 @@ def test_residuals_are_counted_as_numpy_counts_them(spark):
         "label double, prediction double, w double",
     )
     found = curves.residual_bins(df, weightCol="w")
-    edges = [found.residuals, found.predictions]
-    inside = [np.clip(v, e[0], e[-1]) for v, e in zip((y - f, f), edges, strict=True)]
+    edges: list[Any] = [found.residuals, found.predictions]
+    inside: list[Any] = [np.clip(v, e[0], e[-1]) for v, e in zip((y - f, f), edges, strict=True)]
     expected = np.histogram2d(*inside, bins=edges, weights=w)[0]
     assert np.abs(found.counts - expected).sum() <= 2  # a value on an edge, rounded
     mean = np.average(y - f, weights=w)

@@ -19,8 +19,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from threadpoolctl import threadpool_limits
 
-from mllib_ext import plots
 from mllib_ext.classification import MultilayerPerceptronClassifier
+from mllib_ext.figures import COSTS
 from mllib_ext.fitting import training_blocks
 from mllib_ext.job.benchmark import Comparison, Line, alternate
 from mllib_ext.job.benchmark_data import as_arrays
@@ -173,7 +173,7 @@ def compare_compressed(train: DataFrame) -> list[Line]:
             model = estimator._set(**params).fit(train)
         notes: dict[str, Any] = {"start": model.history[0].loss, "loss": model.history[-1].loss}
         for cost in ("rounds", "bytes"):
-            notes[cost] = sum(map(plots.COSTS[cost], model.history))
+            notes[cost] = sum(map(COSTS[cost], model.history))
         lines.append(Line(name, [time.perf_counter() - began], notes))
     lines[0].notes["fewer bytes"] = lines[1].notes["bytes"] / lines[0].notes["bytes"]
     return lines

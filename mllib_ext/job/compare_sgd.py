@@ -143,7 +143,7 @@ def _soonest(
                 continue
             reached = _reached(history, optimum)
             part = history if reached is None else history[: reached + 1]
-            rounds = sum(map(plots.COSTS["rounds"], part))
+            rounds = sum(map(COSTS["rounds"], part))
             found.append((reached is None, int(rounds), history[-1].loss, params))
             gap = (history[-1].loss - optimum) / optimum
             what = "are left at" if reached is None else "come to the gap, and end at"

@@ -60,7 +60,7 @@ def compare_svm(spark: SparkSession, df: DataFrame, repeats: int) -> list[Compar
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 estimator.copy({estimator.maxIter: WARM_UP}).fit(df)
-        runs = {name: partial(fit, name) for name in contenders}
+        runs: dict[str, Any] = {name: partial(fit, name) for name in contenders}
         lines = alternate(runs, repeats, warm_up=False)
         for line in lines:
             power = 2 if "squared" in line.name else 1

@@ -197,7 +197,7 @@ def partitions(rounds: Sequence[Any]) -> dict[str, Any]:
         return {}
     if len({p.partition for r in rounds for p in r.partitions}) == 1:
         # On the driver, where a round takes little more time than this.
-        (one,) = rounds[0].partitions
+        one = next(p for r in rounds for p in r.partitions)
         taken = round(sum(p.seconds for r in rounds for p in r.partitions), 6)
         return {
             "partitions": {"partition": [one.partition], "rows": [one.rows], "seconds": [taken]},

@@ -363,7 +363,8 @@ def _matrix(cells: Matrix, f: _Frame, figure: Figure) -> Iterable[str]:
     else:
         left, right, low, high = cells.extent
         xs, ys = np.linspace(left, right, columns + 1), np.linspace(low, high, rows + 1)
-    size = abs(f.x(xs[1]) - f.x(xs[0]))
+    across, down = [f.x(float(x)) for x in xs], [f.y(float(y)) for y in ys]
+    size = abs(across[1] - across[0])
     longest = max((len(t) for row in cells.texts or () for t in row), default=0)
     written = cells.texts is not None and size >= max(LEAST_CELL, LETTER * longest + 2)
     for (i, j), value in np.ndenumerate(cells.values):
@@ -371,8 +372,8 @@ def _matrix(cells: Matrix, f: _Frame, figure: Figure) -> Iterable[str]:
         text = cells.texts[i][j] if cells.texts is not None else ""
         if share == 0 and not written:
             continue
-        a, b = f.x(xs[j]), f.x(xs[j + 1])
-        c, d = sorted((f.y(ys[i]), f.y(ys[i + 1])))
+        a, b = across[j : j + 2]
+        c, d = sorted(down[i : i + 2])
         kind = "cold" if value < 0 else "heat"
         said = ""
         if cells.texts is not None and figure.x.names and figure.y.names:

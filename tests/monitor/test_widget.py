@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import time
+from typing import Any
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -102,7 +103,7 @@ def test_a_picture_has_the_losses_the_marks_and_the_state():
     rounds = [{"event": "round", "loss": loss} for loss in [4.0, None, 1.0, 2.0] * 1000]
     told = {"event": "command", "status": "applied", "iteration": 2}
     wrong = {**told, "status": "refused"}
-    events = [*rounds[:3], told, wrong, *rounds[3:], {"event": "end", "state": "failed"}]
+    events: list[Any] = [*rounds[:3], told, wrong, *rounds[3:], {"event": "end", "state": "failed"}]
     svg = ElementTree.fromstring(picture({"estimator": "a.<b>"}, events))
     space = "{http://www.w3.org/2000/svg}"
     points = svg.find(f"{space}polyline").get("points").split()

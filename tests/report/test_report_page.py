@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
@@ -143,7 +144,7 @@ def test_a_long_history_is_drawn_without_losing_its_peaks():
     assert (x - first) / (last - first) == pytest.approx(12_345 / 19_999, abs=0.003)
     (bars,) = figures.round_times(records).parts
     assert bars.heights.shape[1] <= figures.BARS
-    widths = np.diff(bars.edges)
+    widths = np.diff(np.asarray(bars.edges))
     total = sum(record.seconds for record in records) * 1e3
     assert (bars.heights.sum(axis=0) * widths).sum() == pytest.approx(total, rel=1e-9)
 
@@ -159,7 +160,8 @@ def test_time_and_skew_are_those_of_the_partitions():
 
 
 def page(*sections):
-    return Page(EVIL, EVIL, [(EVIL, 0.5)], [(one.title, lambda one=one: one) for one in sections])
+    parts = [(one.title, partial(replace, one)) for one in sections]
+    return Page(EVIL, EVIL, [(EVIL, 0.5)], parts)
 
 
 def test_a_page_is_whole_self_contained_and_escapes_what_users_wrote():
