@@ -39,7 +39,8 @@ On a standalone cluster the Python of .venv has to be there under the same path,
 
 Environment variables:
   MLLIB_EXT_VENV    use this environment in place of .venv; nothing is installed into it
-  MLLIB_EXT_EXTRAS  install these extras of setup.cfg too, for instance: test
+  MLLIB_EXT_EXTRAS  install these extras of setup.cfg too; live, which serves the page of a fit,
+                    unless this is set
   SPARK_CONF_DIR    use this directory in place of conf/
   SPARK_LOCAL_IP    the driver's address; with a local master it is 127.0.0.1
 
@@ -151,7 +152,7 @@ if command -v flock >/dev/null; then flock 9 || true; fi
 if [ -z "${MLLIB_EXT_VENV:-}" ]; then
     venv=$root/.venv
     install
-    for extra in ${MLLIB_EXT_EXTRAS:-}; do install "$extra"; done
+    for extra in ${MLLIB_EXT_EXTRAS-live}; do install "$extra"; done
 else
     venv=$(realpath -s "$MLLIB_EXT_VENV")
     if ! "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
