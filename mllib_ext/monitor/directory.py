@@ -82,9 +82,8 @@ def run_directory(path: str) -> RunDirectory:
 def resolved(path: str) -> str:
     """The whole path of a run directory: whatever the working directory becomes, and with a scheme,
     so that nobody asks the JVM for it again."""
-    directory = run_directory(path)
-    local = isinstance(directory, LocalDirectory)
-    return f"file:{directory.path}" if local else directory.path
+    path = run_directory(path).path
+    return f"file:{path}" if path.startswith("/") else path
 
 
 class LocalDirectory:
