@@ -30,7 +30,7 @@ from mllib_ext.distances import squared_norms
 # few enough for float32 to add.
 CHUNK_ROWS = 4096
 # Scores of so many bytes stay in a core's L2 cache between the product and the argmax: 0.25 to 4 MB
-# are within 5% where it has 2 MB, 2 MB takes 6% to 9% longer than this where it has 0.5 MB.
+# are within 5% where it has 2 MB, 2 MB took up to 9% longer than this where it has 0.5 MB.
 TILE_BYTES = 1 << 19
 # A row counts as resolved if rounding moves its squared distance by less than this share. What a
 # row loses by a wrong label is then at most twice that, and only where two centers are as near.
