@@ -190,7 +190,8 @@ def score_bins(
     cuts = [np.unique(c) for c in rows.approxQuantile(columns, shares, 1 / (4 * BINS))]
     cuts = [c[np.isfinite(c)] if np.isfinite(c).any() else np.zeros(1) for c in cuts]
     binned = Bucketizer(
-        splitsArray=[[-np.inf, *c.tolist(), np.inf] for c in cuts],
+        # Below the second cut is one bin; Spark wants two of them.
+        splitsArray=[[-np.inf, *(c[1:] if len(c) > 1 else c).tolist(), np.inf] for c in cuts],
         inputCols=columns,
         outputCols=[f"bin_{j}" for j in chosen],
         handleInvalid="skip",  # NaN
