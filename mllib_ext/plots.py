@@ -480,7 +480,8 @@ def _drawn(figure: Figure, ax: Axes | None) -> Axes:
     for axis, at in (("x", figure.x), ("y", figure.y)):
         if at.log:
             getattr(ax, f"set_{axis}scale")("log")
-    legend, color = False, "C0"
+    color: Any = "C0"
+    legend = False
     for part in figure.parts:
         match part:
             case Line():
@@ -519,13 +520,13 @@ def _set_axis(ax: Any, axis: str, at: Axis, upright: bool) -> None:
         ax.locator_params(axis=axis, integer=True)
 
 
-def _line(line: Line, ax: Any) -> str:
+def _line(line: Line, ax: Any) -> Any:
     if line.reference:
         ax.plot(line.x, line.y, label=line.label, color="grey", linestyle="--", linewidth=1.0)
         return "grey"
     marker = "." if line.dots else None
     (drawn,) = ax.plot(line.x, line.y, marker=marker, label=line.label)
-    color = str(drawn.get_color())
+    color = drawn.get_color()  # text, or numbers: as the style has it
     if line.low is not None and line.high is not None:
         ax.fill_between(line.x, line.low, line.high, color=color, alpha=0.2)
     return color
@@ -573,7 +574,7 @@ def _matrix(cells: Matrix, ax: Any) -> None:
             )
 
 
-def _mark(mark: Mark, ax: Any, color: str) -> None:
+def _mark(mark: Mark, ax: Any, color: Any) -> None:
     ax.axvline(mark.x, color=color, linestyle=":", linewidth=1.0)
     ax.annotate(
         mark.text,
@@ -590,7 +591,7 @@ def _mark(mark: Mark, ax: Any, color: str) -> None:
     )
 
 
-def _point(point: Point, ax: Any, color: str) -> None:
+def _point(point: Point, ax: Any, color: Any) -> None:
     ax.plot([point.x], [point.y], marker="o", color=color)
     ax.annotate(
         point.text,

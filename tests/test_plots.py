@@ -84,6 +84,13 @@ def test_a_loss_curve_counts_what_was_spent_and_how_far_the_optimum_is():
         plots.loss_curve(history, against="time")
 
 
+def test_the_colours_of_a_style_may_be_numbers():
+    green = (0.1, 0.6, 0.3)
+    with matplotlib.rc_context({"axes.prop_cycle": matplotlib.cycler(color=[green])}):
+        ax: Any = plots.loss_curve(halving({5: Stop("enough")}))
+    assert {line.get_color() for line in ax.lines} == {green}  # of the marks too
+
+
 def test_several_loss_curves_share_axes_and_are_told_apart():
     ax: Any = plt.subplots()[1]
     seen: list[Record] = []
