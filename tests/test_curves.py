@@ -101,7 +101,7 @@ def test_residuals_are_counted_as_numpy_counts_them(spark):
     found = curves.residual_bins(df, weightCol="w")
     edges: list[Any] = [found.residuals, found.predictions]
     inside: list[Any] = [np.clip(v, e[0], e[-1]) for v, e in zip((y - f, f), edges, strict=True)]
-    expected = np.histogram2d(*inside, bins=edges, weights=w)[0]
+    expected = np.histogram2d(inside[0], inside[1], bins=edges, weights=w)[0]
     assert np.abs(found.counts - expected).sum() <= 2  # a value on an edge, rounded
     mean = np.average(y - f, weights=w)
     assert found.mean == pytest.approx(mean, rel=1e-9)

@@ -11,6 +11,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib import rcsetup
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import functions as F
 from scipy.special import expit
@@ -86,7 +87,7 @@ def test_a_loss_curve_counts_what_was_spent_and_how_far_the_optimum_is():
 
 def test_the_colours_of_a_style_may_be_numbers():
     green = (0.1, 0.6, 0.3)
-    with matplotlib.rc_context({"axes.prop_cycle": matplotlib.cycler(color=[green])}):
+    with matplotlib.rc_context({"axes.prop_cycle": rcsetup.cycler(color=[green])}):
         ax: Any = plots.loss_curve(halving({5: Stop("enough")}))
     assert {line.get_color() for line in ax.lines} == {green}  # of the marks too
 
