@@ -61,12 +61,6 @@ def slow_at_first(block, *parameters):
     return block.X.T @ block.X, block.X.T @ block.y, block.n
 
 
-def attempts(block):
-    """Which attempt at its partition answers, as slow as above."""
-    slow_at_first(block)
-    return [[block.partition, TaskContext.get().attemptNumber()]], []
-
-
 def slow_source(batches):
     context = TaskContext.get()
     for batch in batches:
@@ -152,10 +146,6 @@ def speculation(spark, workers):
         seen["first"] = rounds(spark, blocks)
         for i in range(3):
             seen[f"slow {i}"] = {"bits": bits(blocks.sum(slow_at_first, LARGE))}
-        for _ in range(20):  # a busy machine may begin the second attempt too late
-            seen["attempts"] = dict(blocks.reduce(attempts, join)[0])
-            if seen["attempts"][PARTITIONS - 1] > 0:
-                break
         seen["rounds"] = [[p.rows for p in r.partitions] for r in blocks.drain()]
         seen["last"] = rounds(spark, blocks)
     return seen

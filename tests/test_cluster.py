@@ -55,7 +55,6 @@ def executor_of(path):
 
 
 def test_second_attempts_do_not_change_a_result(speculation):
-    assert speculation["attempts"]["5"] > 0, "the second attempt was the faster one"
     first = speculation["first"]["bits"]
     for name in ("slow 0", "slow 1", "slow 2", "last"):
         assert speculation[name]["bits"] == first
