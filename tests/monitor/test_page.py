@@ -318,6 +318,8 @@ def test_the_widget_shows_a_fit_in_every_view_and_steers_it(spark, opened):
     page.expose_function("pulled", pulled)
     page.evaluate(HOST, [widget._esm, widget._css])
     page.locator("[data-state=running]").nth(1).wait_for()
+    # As in JupyterLab, where Enter by itself sends no form.
+    page.evaluate("addEventListener('keypress', (event) => event.preventDefault(), true)")
     first, second = page.locator(".runview").all()
     first.locator("[name=stepSize]").fill("0")
     page.keyboard.press("Enter")

@@ -599,6 +599,13 @@ export class View {
       event.target.blur();
       this.changed();
     });
+    // JupyterLab takes from Enter that it sends a form.
+    root.addEventListener("keydown", (event) => {
+      const { key, target, isComposing } = event;
+      if (key !== "Enter" || isComposing || target.tagName !== "INPUT" || !target.form) return;
+      event.preventDefault();
+      target.form.requestSubmit();
+    });
     const submits = (name, act) => parts[`form ${name}`].addEventListener("submit", (event) => {
       event.preventDefault();
       act(event.target);

@@ -36,6 +36,7 @@ export default () => {
         model.send({ kind: "command", number, command, values });
       });
       const root = document.createElement("div");
+      root.dataset.lmSuppressShortcuts = "true"; // keys pressed here are no commands to JupyterLab
       el.append(root);
       const view = new View(root, send);
       views.add(view);
