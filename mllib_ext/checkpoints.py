@@ -128,7 +128,7 @@ class Checkpoints(Keeper):
 
     def __init__(self, path: str, fit: Fit, interval: int) -> None:
         self._path, self._fit, self._interval = path.rstrip("/"), fit, interval
-        self._runs = 0
+        self._runs = self._last = 0
 
     @property
     def _run(self) -> str:
@@ -142,7 +142,7 @@ class Checkpoints(Keeper):
         ValueError
             It is of another fit: what differs. ``maxIter`` is less than the iterations so far.
         """
-        self._runs += 1
+        self._runs, self._last = self._runs + 1, 0
         for name in reversed(_files(self._run)):
             path = f"{self._run}/{name}"
             try:
@@ -159,17 +159,19 @@ class Checkpoints(Keeper):
                 continue
             self._refuse(path, fit, progress)
             logger.info("the fit goes on after iteration %d from %s", progress.iteration, path)
+            self._last = progress.iteration
             return self._with_settings(path, progress, settings)
         return None
 
     def due(self, iteration: int) -> bool:
-        return iteration > 0 and iteration % self._interval == 0
+        return iteration // self._interval > self._last // self._interval  # some steps make many
 
     def keep(self, progress: Progress[Any], end: bool) -> None:
         """Write a checkpoint. One that cannot be written is a warning in the log: training goes on.
 
         Older ones go, but for the last.
         """
+        self._last = progress.iteration
         name = f"{progress.iteration:08d}.zip"
         path = f"{self._run}/{name}"
         try:

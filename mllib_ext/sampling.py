@@ -37,6 +37,8 @@ class Draw:
     index, count : int
     held_out : float
         The share of all rows that no round draws (:func:`held_out`), in [0, 1).
+    n_passes : int
+        How many passes it goes through, this one first; more than one of whole passes alone.
     """
 
     seed: int
@@ -44,11 +46,18 @@ class Draw:
     index: int
     count: int
     held_out: float = 0.0
+    n_passes: int = 1
 
     @property
-    def packed(self) -> tuple[int, int, int, int, float]:
+    def packed(self) -> tuple[int, int, int, int, float, int]:
         """The same as plain numbers: a round sends no more."""
-        return self.seed, self.epoch, self.index, self.count, self.held_out
+        return self.seed, self.epoch, self.index, self.count, self.held_out, self.n_passes
+
+    @property
+    def passes(self) -> list[Draw]:
+        """One draw for each of its passes."""
+        epochs = range(self.epoch, self.epoch + self.n_passes)
+        return [replace(self, epoch=epoch, n_passes=1) for epoch in epochs]
 
     def training(self, rows: Block) -> Block:
         """Those of some rows that are not held out."""

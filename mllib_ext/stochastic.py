@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -292,9 +293,15 @@ def walked(
     memory: Memory,
     draw: Draw,
 ) -> tuple[np.ndarray, Memory, float]:
-    """A partition's own stochastic gradient descent: where it ends, its memory, its weight."""
+    """A partition's own stochastic gradient descent: where it ends, its memory, its weight.
+
+    The weight counts with every pass that the draw goes through.
+    """
     v, weight, rng = start, 0.0, None
-    for batch, passes in batches(steps.fraction, draw, n_rows, blocks):
+    if draw.n_passes > 1:
+        blocks = list(blocks)  # mapped files: nothing is read before it is used
+    every = (batches(steps.fraction, share, n_rows, blocks) for share in draw.passes)
+    for batch, passes in chain.from_iterable(every):
         share = float(batch.w.sum())
         if share > 0:
             rng = rng or draw.noise(batch)

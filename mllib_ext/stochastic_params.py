@@ -70,7 +70,8 @@ class StochasticParams(HasSeed, HasStepSize, HasSolver):
     localSteps: Param[int] = Param(
         Params._dummy(),
         "localSteps",
-        "local updates: about how many steps a partition takes in a round; 0 is a whole pass",
+        "local updates: about how many steps a partition takes in a round, more than a pass has "
+        "being whole passes; 0 is one pass",
         typeConverter=TypeConverters.toInt,
     )
     outerMomentum: Param[float] = Param(
@@ -237,7 +238,7 @@ class StochasticEstimator(StochasticParams):
         return self._set(updates=value)
 
     def setLocalSteps(self, value: int) -> Self:
-        """Set the steps of a partition in a round; 0 is a whole pass."""
+        """Set the steps of a partition in a round, a share of a pass or several; 0 is one pass."""
         return self._set(localSteps=value)
 
     def setOuterMomentum(self, value: float) -> Self:

@@ -36,10 +36,10 @@ BUDGETS = (40, 60, 80, 100, 200)
 # Without momentum, for the company of top-k: it takes more rounds, and they smaller shares.
 PLAIN_FRACTIONS, PLAIN_BUDGETS = (0.01, 0.05), (300, 600)
 
-# That of local updates, and budgets of passes: a round each, and one for the objective.
+# That of local updates, and budgets of passes: one round, and one for the objective.
 LOCAL_STEPS = (0.0125, 0.025, 0.05)
 LOCAL_FRACTIONS = (0.0005, 0.0015)  # of a partition's rows in a step
-PASSES = (1, 2, 3)
+PASSES = (1, 2, 3, 4, 6)
 # Groups of partitions have a job for every share of a pass: fewer shares.
 FLIGHTS = {"updates": "asynchronous", "miniBatchFraction": 0.05, "maxIter": 5}
 TOP_K = {"compression": "top-k", "compressionShare": 0.05}
@@ -117,12 +117,14 @@ def _synchronous(
 
 
 def _local(passes: int) -> Iterator[dict[str, Any]]:
+    """The params of one round of so many passes."""
     for fraction, step in product(LOCAL_FRACTIONS, LOCAL_STEPS):
         yield {
             "updates": "local",
             "stepSize": step,
             "momentum": 0.9,
             "miniBatchFraction": fraction,
+            "localSteps": round(passes / fraction),
             "maxIter": passes,
         }
 

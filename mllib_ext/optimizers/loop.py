@@ -91,6 +91,10 @@ class Settings:
                 )
         return replace(self, **values)
 
+    def ahead(self, iteration: int) -> int:
+        """How many iterations the next step makes: what ``max_iter`` counts may be many in one."""
+        return 1
+
 
 def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     """``value`` as the plain Python type of the field's default, or a ValueError with the rule."""
@@ -413,7 +417,7 @@ def iterate(
             return _told(ended, settings, warn)
         state = step(state, settings)
         losses.append(state.loss)
-        iteration += 1
+        iteration += settings.ahead(iteration)
 
     while True:
         reason = _reason(losses, state, settings, stopping)
@@ -469,7 +473,7 @@ def iterate(
 
         state = step(state, settings)
         losses.append(state.loss)
-        iteration += 1
+        iteration += settings.ahead(iteration)
 
 
 def _ended(

@@ -5,8 +5,8 @@ Three ways to share a pass among the partitions (``updates``):
 - ``synchronous``: every round each partition draws a share of ``fraction`` of its rows, and the
   driver takes one step by the gradient of them all: ``1 / fraction`` rounds a pass.
 - ``local``: every partition takes ``local_steps`` steps of its own by mini-batches of
-  ``fraction`` of its rows, then the driver moves by the mean of their moves, weighted by rows
-  (Stich 2019). With ``outer_momentum`` :math:`\beta` it goes on in the direction of moves before,
+  ``fraction`` of its rows, a share of a pass or several passes, then the driver moves by the mean of
+  their moves, weighted by rows (Stich 2019). With ``outer_momentum`` :math:`\beta` it goes on in the direction of moves before,
   :math:`u \leftarrow \beta u + \Delta, \; v \leftarrow v + u` (Wang et al. 2020, algorithm 1 with a
   slow learning rate of 1). What a rule remembers stays on its partition.
 - ``asynchronous``: groups of partitions are under way at once, each with a share of its own. The
@@ -83,7 +83,8 @@ class StochasticSettings(SmoothSettings):
     updates : str
         ``synchronous``, ``local`` or ``asynchronous``.
     local_steps : int
-        Of a partition in a round, about: shares of a pass are equal. 0 is a whole pass.
+        Of a partition in a round, about: shares of a pass are equal, and more steps than a pass has
+        are whole passes. 0 is one pass.
     outer_momentum : float
         Of the mean moves, in [0, 1).
     staleness : int
@@ -132,9 +133,9 @@ class StochasticSettings(SmoothSettings):
                 f"found {self.compression!r}"
             )
 
-    def draw(self, epoch: int, index: int) -> Draw:
+    def draw(self, epoch: int, index: int, n_passes: int = 1) -> Draw:
         """The rows of a round."""
-        return Draw(self.seed, epoch, index, self.n_rounds, self.validation_fraction)
+        return Draw(self.seed, epoch, index, self.n_rounds, self.validation_fraction, n_passes)
 
     @property
     def rates(self) -> Schedule:
@@ -163,9 +164,16 @@ class StochasticSettings(SmoothSettings):
         sparse = self.compression == "top-k" and self.feedback == 1
         return sparse and self.updates == "synchronous" and self.rule_name == "sgd"
 
+    def ahead(self, iteration: int) -> int:
+        """Passes until the objective is measured: one, or those of a round of several."""
+        if self.updates != "local":
+            return 1
+        passes = round(self.mini_batch_fraction * self.local_steps)
+        return max(1, min(passes, self.max_iter - iteration))
+
     @property
     def n_rounds(self) -> int:
-        """Rounds of a pass."""
+        """Rounds of a pass, at least 1."""
         share = self.mini_batch_fraction
         if self.updates == "local":
             share = share * self.local_steps or 1.0
@@ -313,7 +321,7 @@ def portable(objective: Sampled, state: Passes) -> Passes:
 
 
 def step(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
-    """One pass."""
+    """One pass, or a round of several."""
     went = {"synchronous": _synchronous, "local": _local, "asynchronous": _asynchronous}[
         settings.updates
     ]
@@ -331,7 +339,8 @@ def step(objective: Sampled, state: Passes, settings: StochasticSettings) -> Pas
                 state = replace(state.anchor, anchor=state.anchor)
         if settings.updates != "asynchronous":  # it may have been before
             after = replace(after, mean_staleness=math.nan)
-        return _measured(objective, replace(after, epoch=state.epoch + 1), settings)
+        epoch = state.epoch + settings.ahead(state.epoch)
+        return _measured(objective, replace(after, epoch=epoch), settings)
 
 
 def _measured(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
@@ -369,17 +378,19 @@ def _synchronous(objective: Sampled, state: Passes, settings: StochasticSettings
 
 
 def _local(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
-    """A mean of the partitions' own moves for every share of the pass."""
+    """A mean of the partitions' own moves for every share of the pass, or for several passes."""
     v, outer, link, count = state.v, state.outer, state.link, settings.n_rounds
+    n_passes = settings.ahead(state.epoch)
     fraction, rates = settings.mini_batch_fraction, settings.rates
     steps, wire = Steps(settings.rule, rates, fraction), settings.wire(objective.matrices)
     for index in range(count):
-        draw = settings.draw(state.epoch, index)
+        draw = settings.draw(state.epoch, index, n_passes)
         moved, link = objective.moves(v, draw, steps, wire, link)
         if moved is not None:
             outer = settings.outer_momentum * outer + moved
             v = v + outer
-    eta = rates.rate((state.epoch + 1) / fraction, state.epoch + 1 - 0.5 * fraction)
+    epoch = state.epoch + n_passes
+    eta = rates.rate(epoch / fraction, epoch - 0.5 * fraction)
     steps_so_far = state.steps + count
     return replace(state, v=v, outer=outer, link=link, steps=steps_so_far, step_size=eta)
 

@@ -216,6 +216,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "asynchronous adam": {"step_size": 0.03, "updates": "asynchronous", "rule_name": "adam"},
     "local": {"step_size": 0.2, "updates": "local"},
     "local, a few steps": {"step_size": 0.2, "updates": "local", "local_steps": 3},
+    "local, several passes": {"step_size": 0.2, "updates": "local", "local_steps": 30},
     "local, outer momentum": {"step_size": 0.1, "updates": "local", "outer_momentum": 0.5},
     "local adam": {"step_size": 0.05, "updates": "local", "rule_name": "adam"},
 }
@@ -401,21 +402,36 @@ def test_a_lost_state_takes_the_run_back_to_its_anchor_and_the_bits_are_the_same
 
 def test_a_pass_has_its_rounds_and_one_for_the_objective():
     problem = objective(parts=2)
-    for settings, counts in (
-        ({"mini_batch_fraction": 0.1}, {"sampled_gradient": 20, "value": 3}),
-        ({"mini_batch_fraction": 0.3}, {"sampled_gradient": 8, "value": 3}),
-        ({"mini_batch_fraction": 0.1, "updates": "local"}, {"moved": 2, "value": 3}),
-        (
-            {"mini_batch_fraction": 0.1, "updates": "local", "local_steps": 4},
-            {"moved": 6, "value": 3},
-        ),
+    local: dict[str, Any] = {"mini_batch_fraction": 0.1, "updates": "local"}
+    for settings, counts, iterations in (
+        ({"mini_batch_fraction": 0.1}, {"sampled_gradient": 20, "value": 3}, [0, 1, 2]),
+        ({"mini_batch_fraction": 0.3}, {"sampled_gradient": 8, "value": 3}, [0, 1, 2]),
+        (local, {"moved": 2, "value": 3}, [0, 1, 2]),
+        ({**local, "local_steps": 4}, {"moved": 6, "value": 3}, [0, 1, 2]),
+        ({**local, "local_steps": 20}, {"moved": 1, "value": 2}, [0, 2]),
+        # No more passes than are left.
+        ({**local, "local_steps": 100}, {"moved": 1, "value": 2}, [0, 2]),
     ):
         problem.blocks.rounds.clear()
         with pytest.warns(match="not converged in maxIter = 2"):
             result = descended(problem, max_iter=2, step_size=0.01, **settings)
         assert dict(problem.blocks.rounds) == counts
-        assert [record.iteration for record in result.history] == [0, 1, 2]
+        assert [record.iteration for record in result.history] == iterations
         assert result.state.epoch == 2
+
+
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_several_passes_in_a_round_of_one_partition_are_the_passes_one_by_one(rule):
+    settings: dict[str, Any] = {
+        "updates": "local", "mini_batch_fraction": 0.1, "step_size": 0.1, "max_iter": 5,
+        "schedule": "cosine", "rule_name": rule, "momentum": 0.5 if rule == "sgd" else 0.0,
+    }  # fmt: skip
+    one_by_one = descended(objective(parts=1), **settings)
+    together = descended(objective(parts=1), local_steps=20, **settings)
+    np.testing.assert_allclose(together.state.v, one_by_one.state.v, rtol=1e-9)
+    assert [record.iteration for record in together.history] == [0, 2, 4, 5]
+    assert together.state.step_size == pytest.approx(one_by_one.state.step_size)
 
 
 @pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
