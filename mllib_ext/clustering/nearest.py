@@ -104,6 +104,7 @@ def _dense(
         buffer = _scratch.array("rows", min(n, CHUNK_ROWS), d + 1, X.dtype)
         buffer[:, d] = 1
     scores = _scratch.array("scores", min(n, tile), len(C), X.dtype)
+    first = np.arange(0, scores.size, len(C))
     for start in range(0, n, CHUNK_ROWS):
         rows = slice(start, min(start + CHUNK_ROWS, n))
         if space.as_is:
@@ -112,7 +113,7 @@ def _dense(
             placed = buffer[: rows.stop - start]
             space.placed(X[rows], out=placed[:, :d])
         m = len(placed)
-        labels, best = np.empty(m, np.intp), np.empty(m, X.dtype)
+        labels, best = np.empty(m, np.int32), np.empty(m, X.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             for i in range(0, m, tile):
                 part = placed[i : i + tile]
@@ -120,7 +121,7 @@ def _dense(
                 if space.as_is:
                     S += folded[d]
                 labels[i : i + tile] = chosen = choose(S)
-                best[i : i + tile] = S[np.arange(len(part)), chosen]
+                best[i : i + tile] = S.ravel().take(first[: len(part)] + chosen)
             norms = np.einsum("ij,ij->i", placed[:, :d], placed[:, :d])
             squared = norms - 2 * best
             resolved = _resolved(norms, squared, d)
@@ -147,7 +148,7 @@ def _sparse(X: Any, space: Space, C: np.ndarray, choose: Choice) -> Iterator[Ass
         X = sp.csr_array((data, X.indices, X.indptr), shape=X.shape)
         norms = np.ones(n)
     tile = _tile_rows(len(C), 8)
-    labels, best = np.empty(n, np.intp), np.empty(n)
+    labels, best = np.empty(n, np.int32), np.empty(n)
     for i in range(0, n, tile):
         S = X[i : i + tile] @ C_T
         S -= half_norms
@@ -211,9 +212,9 @@ def add_sums(sums: np.ndarray, piece: Assigned, w: np.ndarray) -> None:
     """
     k, d = sums.shape
     m = len(piece.labels)
-    onehot = sp.csc_array(
-        (w.astype(piece.placed.dtype), piece.labels, np.arange(m + 1)), shape=(k, m)
-    )
+    # Indices of 32 bits are taken as they are; wider ones are searched and copied.
+    places = piece.labels, np.arange(m + 1, dtype=np.int32)
+    onehot = sp.csc_array((w.astype(piece.placed.dtype), *places), shape=(k, m))
     product = onehot @ piece.placed
     if isinstance(product, np.ndarray):
         sums += product[:, :d]
