@@ -57,24 +57,35 @@ def run_stage(
         yield of_partition(handle, read_blocks(handle), stage, merge, parameters)
 
 
-class Zeros:
-    """An array (n,) of zeros, where most fits start: pickled as its size."""
+class MostlyZeros:
+    """An array (n,) of zeros but for a few, where most fits start: pickled as those few."""
 
     def __init__(self, x: np.ndarray) -> None:
         self._x = x
 
+    @staticmethod
+    def are(x: Any) -> bool:
+        plain = isinstance(x, np.ndarray) and x.ndim == 1 and x.dtype.kind in "fiu"
+        return plain and 8 * np.count_nonzero(x) <= x.size
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return np.zeros, (self._x.size, self._x.dtype.str)
+        places = np.flatnonzero(self._x)
+        return _filled, (
+            self._x.size, self._x.dtype.str, places.tolist(), self._x[places].tolist(),
+        )  # fmt: skip
+
+
+def _filled(size: int, dtype: str, places: list[int], values: list[Any]) -> np.ndarray:
+    x = np.zeros(size, dtype)
+    x[places] = values
+    return x
 
 
 class Shipment:
     """Parameters on their way: in the task itself while small, as a broadcast otherwise."""
 
     def __init__(self, context: SparkContext, parameters: tuple[Any, ...]) -> None:
-        sparing = tuple(
-            Zeros(x) if isinstance(x, np.ndarray) and x.ndim == 1 and not x.any() else x
-            for x in parameters
-        )
+        sparing = tuple(MostlyZeros(x) if MostlyZeros.are(x) else x for x in parameters)
         packed = pickle.dumps(sparing, protocol=5)
         self.n_bytes = len(packed)
         self._broadcast = context.broadcast(packed) if self.n_bytes > CLOSURE_BYTES else None

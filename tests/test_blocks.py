@@ -893,7 +893,7 @@ def test_rows_bytes_and_seconds_of_every_partition_come_back(spark):
         assert blocks.drain() == ()
         assert blocks.sum(count) == (525,)
         (third,) = blocks.drain()
-        blocks.sum(count, np.zeros(10_000))
+        blocks.sum(count, np.eye(1, 10_000)[0])  # all zeros but one
         (of_zeros,) = blocks.drain()
         sizes = [os.path.getsize(h.path) if h.path else 0 for h in blocks.handles]
     assert [p.partition for p in first.partitions] == [0, 1, 2, 3]
@@ -923,13 +923,19 @@ def test_parameters_arrive_as_they_were_sent(spark):
     def echo(block, *parameters):
         return parameters
 
-    zeros = np.zeros(3, np.float32), np.zeros((2, 3)), np.zeros(0)
-    parameters = (np.arange(3.0), {"a": (1, "b")}, None, np.float32(2), *zeros, LARGE)
+    zeros = np.zeros(3, np.float32), np.zeros((2, 3)), np.zeros(0), np.full(9, None)
+    few = np.zeros(40, np.float32), np.zeros(40, np.int64)
+    few[0][[3, 39]] = np.float32(1) / 3, np.nan
+    few[1][0] = -(1 << 60)
+    parameters = (np.arange(3.0), {"a": (1, "b")}, None, np.float32(2), *zeros, *few, LARGE)
     with Blocks.of(frame(spark, 5, 1), "x") as blocks:
         for sent in (parameters, parameters[:-1], ()):
             found = blocks.reduce(echo, concatenate, *sent)
             assert str(found) == str(sent)
             assert [type(value) for value in found] == [type(value) for value in sent]
+            for one, other in zip(found, sent, strict=True):
+                np.testing.assert_array_equal(one, other)
+                assert getattr(one, "dtype", None) == getattr(other, "dtype", None)
 
 
 # --- bad input --------------------------------------------------------------------------------
