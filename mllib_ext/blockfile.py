@@ -40,6 +40,9 @@ AHEAD_BYTES = 1 << 18
 WIDE = 1 << 13
 # Enough rows to make a Python call's microseconds small, few enough to keep margins in L2.
 BLOCK_ROWS = 32_768
+# Up to so many columns a round may ask for their Gram matrix: blocks of four times as many rows
+# make its 8 d^2 bytes a block small (d = 1,000: 206 ms in place of 383 for 10,000 rows).
+SQUARE = 1 << 10
 
 HANDLE_SCHEMA = (
     "partition int, host string, path string, n_rows long, n_features int, weight_sum double, "
@@ -287,7 +290,8 @@ class _Writer:
             row = X.shape[1] * X.itemsize
             if asked is not None:
                 return max(1, asked // row)
-            return int(np.clip(BLOCK_BYTES // row, 64, BLOCK_ROWS))
+            least = 4 * X.shape[1] if X.shape[1] <= SQUARE else 64
+            return int(np.clip(BLOCK_BYTES // row, least, BLOCK_ROWS))
         # Each block of a sum adds vectors of up to d: the longer they, the more values share one.
         stored = sum(sparse.nnz for sparse, *_ in self._pending)
         n = sum(part[0].shape[0] for part in self._pending)
