@@ -38,9 +38,9 @@ GRADIENT_ROWS = 8192
 # What is sent late takes more passes to the same loss, with far fewer bytes.
 COMPRESSED: dict[str, Any] = {
     "activation": "relu", "solver": "sgd", "momentum": 0.9, "stepSize": 0.03, "batchSize": 128,
-    "updates": "local", "localSteps": 4, "maxIter": 5, "tol": 0.0,
+    "updates": "local", "localSteps": 12, "maxIter": 5, "tol": 0.0,
 }  # fmt: skip
-TOP_K: dict[str, Any] = {"compression": "top-k", "compressionShare": 0.01, "maxIter": 8}
+TOP_K: dict[str, Any] = {"compression": "top-k", "compressionShare": 0.01, "maxIter": 20}
 
 
 def compare_networks(spark: SparkSession, df: DataFrame, repeats: int) -> list[Comparison]:

@@ -5,10 +5,11 @@ Three ways to share a pass among the partitions (``updates``):
 - ``synchronous``: every round each partition draws a share of ``fraction`` of its rows, and the
   driver takes one step by the gradient of them all: ``1 / fraction`` rounds a pass.
 - ``local``: every partition takes ``local_steps`` steps of its own by mini-batches of
-  ``fraction`` of its rows, a share of a pass or several passes, then the driver moves by the mean of
-  their moves, weighted by rows (Stich 2019). With ``outer_momentum`` :math:`\beta` it goes on in the direction of moves before,
-  :math:`u \leftarrow \beta u + \Delta, \; v \leftarrow v + u` (Wang et al. 2020, algorithm 1 with a
-  slow learning rate of 1). What a rule remembers stays on its partition.
+  ``fraction`` of its rows, a share of a pass or several passes, then the driver moves by the mean
+  of their moves, weighted by rows (Stich 2019). With ``outer_momentum`` :math:`\beta` it goes on in
+  the direction of moves before, :math:`u \leftarrow \beta u + \Delta, \; v \leftarrow v + u`
+  (Wang et al. 2020, algorithm 1 with a slow learning rate of 1). What a rule remembers stays on
+  its partition.
 - ``asynchronous``: groups of partitions are under way at once, each with a share of its own. The
   driver steps by a group's gradient, times the group's share of all weight, as soon as it arrives
   and sends the group on from there. No group gets more than ``staleness`` shares ahead of the
