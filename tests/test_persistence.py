@@ -6,10 +6,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from pyspark.ml import classification, regression
+from pyspark.ml import classification, clustering, regression
 from pyspark.ml.linalg import Matrices, Vectors
 
 from mllib_ext.classification import LogisticRegression
+from mllib_ext.clustering import KMeans
 from mllib_ext.regression import LinearRegression
 
 BOUNDS: dict[str, tuple[Any, Any]] = {
@@ -64,3 +65,25 @@ def test_a_linear_regression_is_written_as_pmml_as_by_spark(spark, tmp_path):
     assert coefficients[0] == pytest.approx(coefficients[1], rel=1e-9)
     with pytest.raises(Exception, match="onnx"):
         model.write().format("onnx").save(f"{paths[LinearRegression]}.onnx")
+
+
+def test_clusters_are_written_as_pmml_as_by_spark(spark, tmp_path):
+    rows = [(Vectors.dense(x, y),) for x in (0.0, 1.0, 9.0, 10.0) for y in (0.5, -3.0)]
+    df = spark.createDataFrame(rows, ["features"])
+    centers = []
+    for cls in (KMeans, clustering.KMeans):
+        path = str(tmp_path / cls.__module__)
+        cls(k=2, seed=1).fit(df).write().format("pmml").save(path)
+        (file,) = Path(path).glob("part-*")
+        model = ElementTree.fromstring(file.read_text()).find("{*}ClusteringModel")
+        assert model is not None
+        assert model.attrib["modelClass"] == "centerBased"
+        found = [cluster.findtext("{*}Array").split() for cluster in model.iter() if
+                 cluster.tag.endswith("}Cluster")]  # fmt: skip
+        centers.append(sorted([float(value) for value in center] for center in found))
+    assert len(centers[0]) == 2
+    assert centers[0] == [pytest.approx(center) for center in centers[1]]
+    model = KMeans(k=2, seed=1, distanceMeasure="cosine").fit(df)
+    with pytest.raises(ValueError, match="distanceMeasure: expected euclidean for PMML"):
+        model.write().format("pmml").save(str(tmp_path / "cosine"))
+    assert not (tmp_path / "cosine").exists()

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
-from pyspark import keyword_only
+from pyspark import SparkContext, keyword_only
 from pyspark.ml.clustering import _KMeansParams
 from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.util import GeneralMLWriter
+from pyspark.ml.wrapper import JavaWrapper
+from pyspark.mllib.common import _py2java
+from pyspark.mllib.linalg import _convert_to_vector
 from pyspark.sql import DataFrame
 
 from mllib_ext.base import HasCheckpoints, HasFeatures
@@ -19,7 +23,7 @@ from mllib_ext.clustering.clusterer import SEED, Clusterer, ClusteringModel, Has
 from mllib_ext.clustering.initialization import k_means_parallel, random_rows
 from mllib_ext.clustering.space import Space
 from mllib_ext.optimizers.loop import Result, S, Settings
-from mllib_ext.persistence import SavesParams
+from mllib_ext.persistence import ArraysOrPmmlWriter, SavesParams
 from mllib_ext.summaries import HasKMeansSummary
 
 INIT_MODES = ("k-means||", "random")
@@ -54,6 +58,28 @@ class KMeansModel(HasKMeansSummary, ClusteringModel, KMeansParams):
         Of the training rows at these centers; ``history`` has that of every round as ``loss``,
         and the largest distance that a center moved as ``step_size``.
     """
+
+    def write(self) -> GeneralMLWriter:
+        """A writer; ``model.write().format("pmml").save(path)`` writes PMML.
+
+        PMML is of euclidean distances: with others ``save`` is a ValueError.
+        """
+        return ArraysOrPmmlWriter(self, self._java_model)
+
+    def _java_model(self) -> Any:
+        if self.getDistanceMeasure() != "euclidean":
+            raise ValueError(
+                "param distanceMeasure: expected euclidean for PMML, "
+                f"found {self.getDistanceMeasure()!r}"
+            )
+        context: Any = SparkContext._active_spark_context
+        centers = [_convert_to_vector(center) for center in self.clusterCenters()]
+        clusters = JavaWrapper._new_java_obj(
+            "org.apache.spark.mllib.clustering.KMeansModel", _py2java(context, centers)
+        )
+        return JavaWrapper._new_java_obj(
+            "org.apache.spark.ml.clustering.KMeansModel", self.uid, clusters
+        )
 
 
 class StartsFromCenters(Clusterer, KMeansParams):
