@@ -162,6 +162,16 @@ class Executors:
             return
         assert self._handles is not None
         self._ungroup()
+        self._placed = paths
+        self._known.update(Path(path).parent for path in paths if path)
+        if self.local:
+            # Here every task reads every file. A source of rows that the driver has (a DataFrame of
+            # a pandas one) would go along with each task of what is derived from it: 92 MB a round
+            # for 60,000 images.
+            self._n_tasks = max(1, min(_slots(self._context), len(handles)))
+            bare = [astuple(handle) for handle in handles]
+            self._grouped = self._context.parallelize(bare, self._n_tasks)
+            return
         # By executor first: coalesce alone evens out the groups, and to that end moves handles
         # away from their files; below ten partitions it hardly looks where they are.
         partitions: dict[Path | None, list[int]] = {}
@@ -177,8 +187,6 @@ class Executors:
         else:
             grouped = self._handles.coalesce(_slots(self._context))
         self._grouped = grouped.map(_bare).persist(StorageLevel.MEMORY_AND_DISK)
-        self._placed = paths
-        self._known.update(Path(path).parent for path in paths if path)
         self._n_tasks = self._grouped.getNumPartitions()
 
     def _pruned(self, partitions: list[int]) -> RDD[Any]:

@@ -108,10 +108,11 @@ def vector_frame(spark, vectors, partitions=1):
 
 
 def lose_handles(spark, blocks, partition=None):
-    """As the end of an executor does: forget the cached handle of one partition, or all."""
+    """As the end of an executor does: forget one partition's cached handle and file, or all."""
     handles = blocks._executors._handles
-    # Whatever loses a handle loses the group that holds a copy of it.
-    blocks._executors._grouped.unpersist(blocking=True)
+    for handle in blocks.handles:
+        if handle.path and partition in (None, handle.partition):
+            Path(handle.path).unlink(missing_ok=True)
     if partition is None:
         handles.unpersist(blocking=True)
         handles.persist(StorageLevel.MEMORY_AND_DISK)
