@@ -33,7 +33,7 @@ HIDDEN = 64
 ITERATIONS = 20
 # Fashion-MNIST: by mini-batches, against pyspark.ml's full batches of as many iterations as it
 # takes by default.
-LAYERS, FULL_BATCHES, PASSES = [784, 256, 128, 10], 100, 12
+LAYERS, FULL_BATCHES, PASSES = [784, 256, 128, 10], 100, 16
 GRADIENT_ROWS = 8192
 # What is sent late takes more passes to the same loss, with far fewer bytes.
 COMPRESSED: dict[str, Any] = {
@@ -119,7 +119,7 @@ def compare_fashion_mnist(spark: SparkSession, directory: Path, repeats: int) ->
     X, Q = X.astype(np.float32), Q.astype(np.float32)
     ours = MultilayerPerceptronClassifier(
         layers=LAYERS, activation="relu", solver="adam", stepSize=0.002, maxIter=PASSES,
-        batchSize=128, updates="local", localSteps=40, tol=0.0,
+        batchSize=128, updates="local", tol=0.0,
     )  # fmt: skip
     theirs = pyspark_classification.MultilayerPerceptronClassifier(
         layers=LAYERS, maxIter=FULL_BATCHES, tol=0.0
