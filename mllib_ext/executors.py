@@ -154,8 +154,9 @@ class Executors:
     def group(self, handles: Sequence[Handle], again: bool = False) -> None:
         """Share the handles among the slots, each with others of its executor.
 
-        A task costs milliseconds: as many as run at once, whatever the number of partitions. Each
-        group is cached as one partition, since to fetch a hundred of them costs 10 ms a round.
+        A task costs milliseconds: as many as run at once, whatever the number of partitions. On a
+        cluster each group is cached as one partition, since to fetch a hundred of them costs 10 ms
+        a round.
         """
         paths = [handle.path for handle in handles]
         if self._grouped is not None and paths == self._placed and not again:
