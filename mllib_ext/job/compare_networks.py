@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -105,14 +106,21 @@ def _sklearn(X: Any, y: np.ndarray) -> Any:
 
 
 def compare_fashion_mnist(spark: SparkSession, directory: Path, repeats: int) -> list[Comparison]:
+    """Fashion-MNIST from Parquet; see :func:`compare_images`."""
+    with tempfile.TemporaryDirectory() as copies:
+        # A DataFrame of rows that the driver has takes them along with every task made from it.
+        train, test = (_images(spark, directory, part, copies) for part in ("train", "t10k"))
+        return compare_images(train, test, repeats)
+
+
+def compare_images(train: DataFrame, test: DataFrame, repeats: int) -> list[Comparison]:
     """60,000 images, a network with two hidden layers: time, and accuracy on 10,000 others.
 
-    ``directory`` holds the four IDX files. scikit-learn's network takes as many passes as ours, by
-    its own mini-batches of 200 rows; pyspark.ml's takes full batches, and is fitted once.
+    scikit-learn's network takes as many passes as ours, by its own mini-batches of 200 rows;
+    pyspark.ml's takes full batches, and is fitted once.
     """
     from sklearn.neural_network import MLPClassifier
 
-    train, test = (_images(spark, directory, part) for part in ("train", "t10k"))
     vectors = train.withColumn("features", array_to_vector(F.col("features"))).cache()
     vectors.count()
     (X, y), (Q, truth) = (as_arrays(df) for df in (train, test))
@@ -211,15 +219,16 @@ def gradient_rate(X: np.ndarray, y: np.ndarray, repeats: int = 7) -> list[Line]:
         return alternate({"mllib_ext": gradient, "NumPy, the products alone": products}, repeats)
 
 
-def _images(spark: SparkSession, directory: Path, part: str) -> DataFrame:
-    """Grey values from 0 to 1 and labels, cached."""
+def _images(spark: SparkSession, directory: Path, part: str, copies: str) -> DataFrame:
+    """Grey values from 0 to 1 and labels of the IDX files of a part, from a Parquet copy; cached."""
     files = (directory / f"{part}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
     images, labels = (str(file.absolute()) for file in files)
-    df = read_idx(spark, images, labels, "--fashion-mnist").selectExpr(
+    copy = f"{copies}/{part}"
+    read_idx(spark, images, labels, "--fashion-mnist").selectExpr(
         "transform(features, x -> cast(x / 255 as float)) as features", "label"
-    )
+    ).write.parquet(copy)
     # A partition a core: the fewer walk by themselves, the fewer passes their mean takes.
-    df = df.coalesce(spark.sparkContext.defaultParallelism).cache()
+    df = spark.read.parquet(copy).coalesce(spark.sparkContext.defaultParallelism).cache()
     df.count()
     return df
 
