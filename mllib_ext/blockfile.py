@@ -29,8 +29,8 @@ import scipy.sparse as sp
 from pyspark import TaskContext
 
 from mllib_ext.columns import BadRow, Features, Matrix, numbers
+from mllib_ext.compact import Scattered
 from mllib_ext.partials import Merge, Stage, joined, nbytes
-from mllib_ext.scattered import Scattered
 
 # A block's values stay in a core's share of the last-level cache between X @ w and X.T @ r.
 BLOCK_BYTES = 4 << 20

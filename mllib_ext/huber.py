@@ -23,6 +23,7 @@ from typing import Any, final
 import numpy as np
 
 from mllib_ext.blockfile import Block
+from mllib_ext.compact import Symmetric
 from mllib_ext.moments import weighted_gram
 from mllib_ext.objective import (
     CURVATURE_PARAMETERS,
@@ -196,7 +197,8 @@ def value_gradient_hessian(
     H[:d, 0, :d, 0] = weighted_gram(block.X, curvature)
     H[:d, 0, d, 0], H[d, 0, d, 0] = _products(block, curvature)
     H[d, 0, :d, 0] = H[:d, 0, d, 0]
-    return *sums, H, *_products(block, -curvature * z), curvature @ (z * z)
+    inner = Symmetric(H, block.X.dtype)
+    return *sums, inner, *_products(block, -curvature * z), curvature @ (z * z)
 
 
 def along(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from mllib_ext.scattered import Scattered
+from mllib_ext.compact import Scattered
 
 if TYPE_CHECKING:
     from mllib_ext.blockfile import Block
@@ -115,13 +115,15 @@ def merge(left: Moments, right: Moments) -> Moments:
 
 def weighted_gram(X: Matrix, w: np.ndarray) -> np.ndarray:
     """``X.T @ diag(w) @ X`` as float64, shape (d, d), for weights of 0 or more."""
-    curved = w != 0
-    if 2 * np.count_nonzero(curved) < len(w):  # a copy of few rows costs less than their products
+    curved = np.flatnonzero(w)
+    if isinstance(X, np.ndarray):
+        few = len(curved) < len(w)  # a copy is made anyway
+        A = X[curved] if few else X.copy()  # (n, d)
+        A *= np.sqrt(w[curved] if few else w).astype(X.dtype)[:, None]
+        return (A.T @ A).astype(np.float64)  # one symmetric product: NumPy sees that it is
+    if 2 * len(curved) < len(w):  # a copy of few rows costs less than their products
         X, w = X[curved], w[curved]
     root = np.sqrt(w).astype(X.dtype)
-    if isinstance(X, np.ndarray):
-        A = X * root[:, None]  # (n, d)
-        return (A.T @ A).astype(np.float64)  # one symmetric product: NumPy sees that it is
     n, d = X.shape
     data = X.data * np.repeat(root, np.diff(X.indptr))
     A = sp.csr_array((data, X.indices, X.indptr), shape=X.shape)

@@ -23,7 +23,7 @@ from mllib_ext.losses import Loss
 from mllib_ext.network import ROWS, Network, margins
 from mllib_ext.network import value_and_gradient as of_rows
 from mllib_ext.objective import Sums
-from mllib_ext.scattered import dense
+from mllib_ext.compact import dense
 from mllib_ext.stochastic import Stochastic
 
 

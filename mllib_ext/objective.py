@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mllib_ext.blockfile import Block
+from mllib_ext.compact import Symmetric
 from mllib_ext.losses import Loss
 from mllib_ext.moments import weighted_gram
 from mllib_ext.penalties import L2, L1Box
@@ -336,7 +337,7 @@ def value_gradient_curvature(
     w = block.w[::every] * (block.n / len(block.w[::every]))
     sample = replace(block, X=block.X[::every], y=block.y[::every], w=w)
     H = weighted_hessian(sample, _curvature(loss, sample, z[::every]))
-    d, k = H.shape[0] - 1, H.shape[1]
+    d, k = block.X.shape[1], H.array.shape[1]
     whole = np.full((3, d, k), np.nan)
     if not isinstance(block.X, np.ndarray):  # a pass over what is stored, which is little
         c = _curvature(loss, block, z)
@@ -360,7 +361,7 @@ def _curvature(loss: Loss, block: Block, z: np.ndarray) -> np.ndarray:
     return curvature[:, None] if curvature.ndim == 1 else curvature
 
 
-def weighted_hessian(block: Block, curvature: np.ndarray) -> np.ndarray:
+def weighted_hessian(block: Block, curvature: np.ndarray) -> Symmetric:
     """``X' C X`` with a column of ones in X, (d + 1, k, d + 1, k), for C of the rows."""
     d, k = block.X.shape[1], curvature.shape[1]
     H = np.zeros((d + 1, k, d + 1, k))
@@ -373,7 +374,7 @@ def weighted_hessian(block: Block, curvature: np.ndarray) -> np.ndarray:
             H[d, i, d, j] = c.sum()
             if i != j:
                 H[:, j, :, i] = H[:, i, :, j]  # both are symmetric
-    return H
+    return Symmetric(H, block.X.dtype)
 
 
 def hessian_product(

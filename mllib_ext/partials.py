@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mllib_ext.scattered import Scattered, dense
+from mllib_ext.compact import Scattered, Symmetric, dense
 
 if TYPE_CHECKING:
     from mllib_ext.blockfile import Block, Handle
@@ -85,7 +85,7 @@ def of_partition(
 
 
 def total(values: Iterable[tuple[Any, ...] | None], merge: Merge | None) -> tuple[Any, ...]:
-    """The values of all partitions as one, joined from left to right, scattered arrays whole."""
+    """The values of all partitions as one, joined from left to right, arrays whole."""
     whole: tuple[Any, ...] | None = None
     for part in values:
         if part is not None:
@@ -110,16 +110,16 @@ def joined(
 
 def _accumulator(value: Any) -> Any:
     """A copy to add to: float64 whatever the precision of the block, integers as int64."""
-    if isinstance(value, Scattered):
+    if isinstance(value, Scattered | Symmetric):
         return value.astype(np.float64)
     array = np.asarray(value)
     return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 
 def _added(into: Any, value: Any) -> Any:
-    if isinstance(into, Scattered):
+    if isinstance(into, Scattered | Symmetric):
         return into + value
-    if isinstance(value, Scattered):
+    if isinstance(value, Scattered | Symmetric):
         value.add_to(into)
         return into
     return np.add(into, value, out=into)

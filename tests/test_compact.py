@@ -1,3 +1,4 @@
+import pickle
 import tracemalloc
 from functools import partial
 from typing import Any
@@ -11,11 +12,11 @@ from mllib_ext import huber, objective
 from mllib_ext.blockfile import Handle, numbered
 from mllib_ext.classes import merge_class_moments
 from mllib_ext.classification.logistic_regression import class_moments
+from mllib_ext.compact import Scattered, Symmetric, dense
 from mllib_ext.losses import Logistic, Multinomial
 from mllib_ext.moments import Summary, merge, moments
 from mllib_ext.partials import of_partition, total
 from mllib_ext.regression.linear_regression import moments_with_label
-from mllib_ext.scattered import Scattered, dense
 
 D = 1 << 20
 RNG = np.random.default_rng(5)
@@ -46,6 +47,45 @@ def test_arithmetic_is_that_of_whole_arrays(places, shape):
 def test_a_row_can_be_appended():
     a = scattered([1, 4])
     np.testing.assert_array_equal(a.append(np.array([7.0])).toarray(), [*a.toarray(), 7.0])
+
+
+# --- symmetric matrices ---------------------------------------------------------------------------
+
+
+def symmetric(outputs, dtype=np.float64):
+    """A Hessian of 41 features and an intercept for so many outputs."""
+    A = RNG.normal(size=(42 * outputs, 42 * outputs))
+    return Symmetric((A @ A.T).reshape(42, outputs, 42, outputs), np.dtype(dtype))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_symmetric_matrix_comes_back_from_its_triangle(outputs):
+    H = symmetric(outputs)
+    sent = pickle.dumps(H, protocol=5)
+    assert H.nbytes <= len(sent) < 0.53 * H.array.nbytes
+    np.testing.assert_array_equal(pickle.loads(sent).toarray(), H.array)
+
+
+def test_a_hessian_of_float32_rows_travels_as_float32():
+    H = symmetric(1, np.float32)
+    sent = pickle.dumps(H, protocol=5)
+    assert H.nbytes <= len(sent) < 0.27 * H.array.nbytes
+    there = pickle.loads(sent)
+    assert there.array.dtype == np.float64
+    np.testing.assert_array_equal(there.array, H.array.astype(np.float32))
+
+
+def test_symmetric_matrices_add_up_to_the_sum_of_their_arrays():
+    parts = [pickle.loads(pickle.dumps(symmetric(2))) for _ in range(3)]
+    arrays = [part.array.copy() for part in parts]
+    (H,) = total([(part,) for part in parts], None)
+    np.testing.assert_array_equal(H, arrays[0] + arrays[1] + arrays[2])
+    blocks = [block(RNG.normal(size=(9, 3)), np.ones(9)) for _ in range(3)]
+    handle = Handle(0, "", "", 0, 3, 0.0, 0, 0.0, 0, 0, False, "")
+    stage = partial(objective.value_gradient_hessian, Logistic())
+    values: Any = of_partition(handle, blocks, stage, None, (np.zeros(3), 0.0)).values
+    X = np.column_stack([np.vstack([b.X for b in blocks]), np.ones(27)])
+    np.testing.assert_allclose(values[-1].toarray()[:, 0, :, 0], 0.25 * X.T @ X, rtol=1e-12)
 
 
 # --- stages on wide sparse blocks ----------------------------------------------------------------

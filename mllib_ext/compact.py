@@ -1,7 +1,10 @@
-"""Arrays that are 0 outside some rows: what a few sparse rows say of a million columns.
+"""Arrays that travel as less than they are.
 
-A block of wide sparse data knows the columns that it stores (:class:`mllib_ext.blockfile.Block`).
-Its gradient, means and variances are arrays of these columns alone, and so are their sums.
+:class:`Scattered`: what a few sparse rows say of a million columns. A block of wide sparse data
+knows the columns that it stores (:class:`mllib_ext.blockfile.Block`). Its gradient, means and
+variances are arrays of these columns alone, and so are their sums.
+
+:class:`Symmetric`: a Hessian, half of which says all.
 """
 
 from __future__ import annotations
@@ -80,6 +83,59 @@ class Scattered:
     __rmul__ = __mul__
 
 
+@dataclass(frozen=True, eq=False)
+class Symmetric:
+    """A symmetric matrix, pickled as its lower triangle.
+
+    Attributes
+    ----------
+    array : ndarray, shape (m, m), or (a, k, a, k) with m = a k
+    dtype : numpy.dtype
+        What the triangle is rounded to on its way: that of the rows whose products it holds.
+    """
+
+    array: np.ndarray
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the triangle."""
+        m = _side(self.array.shape)
+        return m * (m + 1) // 2 * self.dtype.itemsize
+
+    def toarray(self) -> np.ndarray:
+        """All of the matrix."""
+        return self.array
+
+    def astype(self, dtype: Any) -> Symmetric:
+        """A copy to add to in another precision; it travels as before."""
+        return Symmetric(self.array.astype(dtype), self.dtype)
+
+    def add_to(self, array: np.ndarray) -> None:
+        """Add to a whole matrix, in place."""
+        np.add(array, self.array, out=array)
+
+    def __add__(self, other: Symmetric) -> Symmetric:
+        return Symmetric(self.array + other.array, self.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        m = _side(self.array.shape)
+        lower = self.array.reshape(m, m)[np.tri(m, dtype=bool)]
+        return _whole, (lower.astype(self.dtype, copy=False), self.array.shape)
+
+
+def _side(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape[: len(shape) // 2]))
+
+
+def _whole(lower: np.ndarray, shape: tuple[int, ...]) -> Symmetric:
+    m = _side(shape)
+    array, below = np.empty((m, m)), np.tri(m, dtype=bool)
+    array[below] = lower
+    array.T[below] = lower
+    return Symmetric(array.reshape(shape), lower.dtype)
+
+
 def dense(value: Any) -> Any:
-    """A value with all its rows, if it is scattered; others as they are."""
-    return value.toarray() if isinstance(value, Scattered) else value
+    """A value as an array of all its entries, if it is compact; others as they are."""
+    return value.toarray() if isinstance(value, Scattered | Symmetric) else value
