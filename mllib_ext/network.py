@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,7 +208,8 @@ def value_and_gradient(
     rows: int = ROWS,
     dropout: float = 0.0,
     rng: np.random.Generator | None = None,
-) -> tuple[float, list[tuple[np.ndarray, np.ndarray]]]:
+    out: Parts | None = None,
+) -> tuple[float, Parts]:
     """The weighted sum of the rows' losses, and its gradient by the weights of every layer.
 
     Parameters
@@ -229,16 +230,20 @@ def value_and_gradient(
         et al. 2014, section 10). Above 0 the value is that of the thinned networks.
     rng : numpy.random.Generator, optional
         What draws the activations to leave out; for a dropout above 0.
+    out : sequence of (ndarray, ndarray), optional
+        Where to put the gradient, whatever is there.
 
     Returns
     -------
     value : float
-    gradient : list of (ndarray, ndarray)
-        Of the shapes and the precision of ``parts``.
+    gradient : sequence of (ndarray, ndarray)
+        Of the shapes and the precision of ``parts``; ``out`` if given.
     """
     n = X.shape[0]
     work = _Work(network, min(rows, n), X.dtype, dropout, rng)
-    gradient = [(np.zeros_like(W), np.zeros_like(b)) for W, b in parts]
+    gradient = out or [(np.empty_like(W), np.empty_like(b)) for W, b in parts]
+    for array in chain.from_iterable(gradient if n == 0 else ()):
+        array[:] = 0
     value = 0.0
     # The gradient by the first weights is large: it is taken for several tiles together, and for
     # all sparse rows, whose product is as large however few they are.
@@ -278,6 +283,7 @@ class _Work:
         self._a = [np.empty((rows, q), dtype) for q in hidden]
         self._delta = [np.empty((rows, q), dtype) for q in hidden]
         self._products: dict[int, np.ndarray] = {}
+        self._begun: set[int] = set()  # layers whose gradient holds something
         self._masks: list[np.ndarray] = []
         self._inputs: list[np.ndarray] = []  # of the second layer and those above
         self._margins: list[np.ndarray] = []  # of every layer
@@ -321,8 +327,16 @@ class _Work:
         return delta
 
     def add(self, gradient: Parts, layer: int, a: Any, delta: np.ndarray) -> None:
-        """Add to the gradient of a layer, from its inputs (m, n_in) and that by its margins."""
+        """Add to the gradient of a layer, from its inputs (m, n_in) and that by its margins.
+
+        The first rows find no zeros there: of a mini-batch they are all.
+        """
         by_weights, by_biases = gradient[layer]
+        if layer not in self._begun:
+            self._begun.add(layer)
+            _product(a.T, delta, by_weights)
+            delta.sum(axis=0, out=by_biases)
+            return
         if layer not in self._products:
             self._products[layer] = np.empty_like(by_weights)
         by_weights += _product(a.T, delta, self._products[layer])
@@ -330,5 +344,8 @@ class _Work:
 
 
 def _product(a: Any, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """``a @ b``, in ``out`` unless ``a`` is sparse."""
-    return np.matmul(a, b, out=out) if isinstance(a, np.ndarray) else a @ b
+    """``a @ b`` in ``out``."""
+    if isinstance(a, np.ndarray):
+        return np.matmul(a, b, out=out)
+    out[:] = a @ b
+    return out

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from mllib_ext.blockfile import Block
+from mllib_ext.compact import dense
 from mllib_ext.losses import Loss
 from mllib_ext.network import ROWS, Network, margins
 from mllib_ext.network import value_and_gradient as of_rows
 from mllib_ext.objective import Sums
-from mllib_ext.compact import dense
 from mllib_ext.stochastic import Stochastic
 
 
@@ -98,10 +98,17 @@ class NetworkModel:
         self, block: Block, v: np.ndarray, rng: np.random.Generator | None = None
     ) -> tuple[float, np.ndarray]:
         dropout = self.dropout if rng is not None else 0.0
-        value, by_first, by_others = value_and_gradient(
-            self.network, self.loss, self.rows, block, v, dropout, rng
-        )
-        return value, np.concatenate([dense(by_first).ravel(), by_others])
+        if block.columns is not None:
+            value, by_first, by_others = value_and_gradient(
+                self.network, self.loss, self.rows, block, v, dropout, rng
+            )
+            return value, np.concatenate([dense(by_first).ravel(), by_others])
+        gradient = np.empty(len(v), block.X.dtype)
+        value, _ = of_rows(
+            self.network, self.loss, _parts(self.network, block, v), block.X, block.y, block.w,
+            self.rows, dropout, rng, out=self.network.split(gradient),
+        )  # fmt: skip
+        return value, gradient
 
     def value(self, block: Block, v: np.ndarray) -> float:
         """The block's summed loss, of the whole network."""

@@ -27,13 +27,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from mllib_ext.blockfile import Block, Handle
+from mllib_ext.compact import dense
 from mllib_ext.compression import Link, Memory, Wire
 from mllib_ext.flights import Flights
 from mllib_ext.losses import Loss
 from mllib_ext.objective import Coordinates, Objective, Shifted, margins, value_and_gradient
+from mllib_ext.optimizers.updates import own
 from mllib_ext.partials import Walk
 from mllib_ext.sampling import Draw, Steps, batches, held_out, taken
-from mllib_ext.compact import dense
 
 
 class Model(Protocol):
@@ -297,7 +298,8 @@ def walked(
 
     The weight counts with every pass that the draw goes through.
     """
-    v, weight, rng = start, 0.0, None
+    weight, rng, v, penalised = 0.0, None, start.copy(), bool(ridge.any())
+    memory = own(memory)
     if draw.n_passes > 1:
         blocks = list(blocks)  # mapped files: nothing is read before it is used
     every = (batches(steps.fraction, share, n_rows, blocks) for share in draw.passes)
@@ -306,13 +308,13 @@ def walked(
         if share > 0:
             rng = rng or draw.noise(batch)
             eta = steps.schedule.rate(passes / steps.fraction, passes)
-            slope = model(batch, v, rng)[1] / share
+            slope = model(batch, v, rng)[1]
+            slope /= share
             if v.dtype != slope.dtype:  # a model's own precision is that of all its walk
                 v, ridge = v.astype(slope.dtype), ridge.astype(slope.dtype)
-                memory = tuple(
-                    m.astype(slope.dtype) if isinstance(m, np.ndarray) else m for m in memory
-                )
-            v, memory = steps.rule.move(v, slope, ridge * v, memory, eta)
+                memory = own(memory, slope.dtype)
+            pull = ridge * v if penalised else ridge
+            memory = steps.rule.move(v, slope, pull, memory, eta)
             weight += share
     return v, memory, weight
 

@@ -49,7 +49,7 @@ from mllib_ext.optimizers.loop import Rule as StoppingRule
 from mllib_ext.optimizers.loop import State, setting
 from mllib_ext.optimizers.schedules import SCHEDULES, Schedule
 from mllib_ext.optimizers.smooth import SmoothSettings
-from mllib_ext.optimizers.updates import RULES, Momentum, Rule, rule
+from mllib_ext.optimizers.updates import RULES, Memory, Momentum, Rule, own, rule
 from mllib_ext.partials import StateLost
 from mllib_ext.sampling import Draw, Steps
 
@@ -373,9 +373,17 @@ def _synchronous(objective: Sampled, state: Passes, settings: StochasticSettings
         gradient, link = objective.gradient(v, draw, wire, link)
         if gradient is not None:
             eta = settings.rates.rate(steps, state.epoch + (index + 0.5) / count)
-            v, memory = rule.move(v, gradient, objective.pull(v), memory, eta)
+            v, memory = _moved(rule, v, gradient, objective.pull(v), memory, eta)
             steps += 1
     return replace(state, v=v, memory=memory, link=link, steps=steps, step_size=eta)
+
+
+def _moved(
+    rule: Rule, v: np.ndarray, g: np.ndarray, r: np.ndarray, memory: Memory, eta: float
+) -> tuple[np.ndarray, Memory]:
+    """A step in copies: states are never changed."""
+    v = v.copy()
+    return v, rule.move(v, g, r, own(memory), eta)
 
 
 def _local(objective: Sampled, state: Passes, settings: StochasticSettings) -> Passes:
@@ -418,7 +426,7 @@ def _asynchronous(objective: Sampled, state: Passes, settings: StochasticSetting
                 share = flights.shares[group]
                 eta = rates.rate(steps / len(done), state.epoch + (done[group] + 0.5) / count)
                 pull = objective.pull(v)
-                v, memory = rule.move(v, share * gradient, share * pull, memory, eta)
+                v, memory = _moved(rule, v, share * gradient, share * pull, memory, eta)
                 steps += 1
             done[group] += 1
             idle.add(group)

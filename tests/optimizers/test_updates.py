@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 
+from mllib_ext.optimizers import updates
 from mllib_ext.optimizers.schedules import SCHEDULES, Schedule
-from mllib_ext.optimizers.updates import RULES, rule
+from mllib_ext.optimizers.updates import RULES, own, rule
 
 A = np.diag([1.0, 4.0, 25.0])
 B = np.array([1.0, -2.0, 3.0])
@@ -22,11 +23,11 @@ def gradient(v):
 
 def path(name, n, eta, momentum=0.0, ridge=0.0):
     """Points of a run on the quadratic with gradient ``A v - B``, the start left out."""
-    method, v, points = rule(name, momentum), START, []
+    method, v, points = rule(name, momentum), START.copy(), []
     memory = method.start(len(v))
     for _ in range(n):
-        v, memory = method.move(v, gradient(v), ridge * v, memory, eta)
-        points.append(v)
+        memory = method.move(v, gradient(v), ridge * v, memory, eta)
+        points.append(v.copy())
     return np.array(points)
 
 
@@ -56,13 +57,14 @@ def test_adagrad_divides_by_the_root_of_all_squares_so_far():
 
 
 def test_adamw_is_adam_by_the_loss_alone_and_a_decay_beside_it():
-    method, v = rule("adamw"), START
+    method, v = rule("adamw"), START.copy()
     adam = rule("adam")
     ours, theirs = method.start(3), adam.start(3)
     for _ in range(20):
-        step, theirs = adam.move(np.zeros(3), gradient(v), np.zeros(3), theirs, 0.05)
+        step = np.zeros(3)
+        theirs = adam.move(step, gradient(v), np.zeros(3), theirs, 0.05)
         expected = v + step - 0.05 * 0.3 * v
-        v, ours = method.move(v, gradient(v), 0.3 * v, ours, 0.05)
+        ours = method.move(v, gradient(v), 0.3 * v, ours, 0.05)
         np.testing.assert_allclose(v, expected, rtol=1e-12)
 
 
@@ -78,16 +80,37 @@ def test_every_rule_but_adamw_finds_the_minimum_of_the_penalised_quadratic(name)
         np.testing.assert_allclose(found, optimum, rtol=1e-4)
 
 
-def test_a_rule_changes_nothing_that_it_is_given():
-    v, g = START.copy(), gradient(START)
-    for name in RULES:
-        method = rule(name, 0.9)
-        _, memory = method.move(v, g, v, method.start(3), 0.1)
-        before = [np.copy(part) for part in memory]
-        method.move(v, g, v, memory, 0.1)
-        for old, new in zip(before, memory, strict=True):
-            np.testing.assert_array_equal(old, new)
-    np.testing.assert_array_equal(v, START)
+@pytest.mark.parametrize("name", RULES)
+def test_a_step_by_gradients_changes_neither_them_nor_copies(name):
+    method, v, g = rule(name, 0.9), START.copy(), gradient(START)
+    r, memory = 0.1 * START, method.start(3)
+    memory = method.move(v, g, r, memory, 0.1)
+    copied = own(memory)
+    kept = [np.copy(part) for part in copied]
+    method.move(v, g, r, memory, 0.1)
+    np.testing.assert_array_equal(g, gradient(START))
+    np.testing.assert_array_equal(r, 0.1 * START)
+    for old, new in zip(kept, copied, strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert own(memory, np.float32)[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_many_parameters_move_as_few_do(name, monkeypatch):
+    rng = np.random.default_rng(0)
+    v, g, r = rng.normal(size=(3, 1000))
+    whole, parts, method = v.copy(), v.copy(), rule(name, 0.9)
+    memories = method.start(1000), method.start(1000)
+    for _ in range(3):
+        monkeypatch.setattr(updates, "CHUNK", 1 << 14)
+        first = method.move(whole, g, r, memories[0], 0.1)
+        monkeypatch.setattr(updates, "CHUNK", 7)
+        memories = first, method.move(parts, g, r, memories[1], 0.1)
+    np.testing.assert_array_equal(whole, parts)
+    np.testing.assert_array_equal(memories[0][0], memories[1][0])
+
+
+def test_a_rule_that_is_not_known():
     with pytest.raises(ValueError, match=r"expected one of .*'adamw'.*, found 'rmsprop'"):
         rule("rmsprop")
 
