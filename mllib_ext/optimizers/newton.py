@@ -2,16 +2,22 @@
 
 One round an iteration: value, gradient and Hessian come from the same pass over the rows. The
 system is solved on the driver, so that the number of parameters sets the price.
+
+A full step that promised a fall within tolerance is the last one (the Newton decrement as a
+stopping rule: Boyd & Vandenberghe 2004, algorithm 9.5): the error after it is of second order.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.linalg
 
 from mllib_ext.optimizers.line_search import Differentiable, search
+from mllib_ext.optimizers.loop import SMOOTH, Rule, Settings, State
 from mllib_ext.optimizers.smooth import Point, SmoothSettings
 
 SETTINGS = SmoothSettings
@@ -19,9 +25,22 @@ SETTINGS = SmoothSettings
 
 @dataclass(frozen=True)
 class Curved(Point):
-    """A point with its Hessian; None where it has not been needed yet."""
+    """A point with its Hessian; None where it has not been needed yet.
+
+    ``promised`` is the fall of the objective that the step to this point promised.
+    """
 
     hessian: np.ndarray | None = field(default=None)
+    promised: float = math.nan
+
+
+def decrement_is_small(losses: Sequence[float], state: State, settings: Settings) -> bool:
+    """A full step led here that promised a fall of at most ``tol * |loss|``."""
+    assert isinstance(state, Curved)
+    return state.step_size == 1.0 and state.promised <= settings.tol * abs(state.loss)
+
+
+STOPPING: dict[str, Rule] = SMOOTH | {"decrement": decrement_is_small}
 
 
 def start(objective: Differentiable, v: np.ndarray, settings: SmoothSettings) -> Curved:
@@ -37,14 +56,14 @@ def step(objective: Differentiable, state: Curved, settings: SmoothSettings) -> 
         state = replace(state, hessian=hessian)
     assert state.hessian is not None
     p = -solve(state.hessian, state.gradient)
-    # p lowers the objective by about half its slope (Boyd & Vandenberghe 2004, section 9.5). A
-    # fall within tolerance is the last one: the Hessian after it would not be used.
-    last = -0.5 * float(state.gradient @ p) <= settings.tol * abs(state.loss)
+    promised = -0.5 * float(state.gradient @ p)
+    # After the last step a Hessian would not be used.
+    last = promised <= settings.tol * abs(state.loss)
     evaluate = objective.value_and_gradient if last else objective.value_gradient_hessian
     found = search(objective, state.v, state.loss, state.gradient, p, 1.0, evaluate=evaluate)
     if found is None and state.gradient.any():
         # Rounding has spoiled a nearly singular Hessian: steepest descent still knows the way.
-        p, trial = -state.gradient, 1.0 / state.gradient_norm
+        p, trial, promised = -state.gradient, 1.0 / state.gradient_norm, math.nan
         found = search(
             objective, state.v, state.loss, state.gradient, p, trial, evaluate=evaluate, longer=True
         )
@@ -58,6 +77,7 @@ def step(objective: Differentiable, state: Curved, settings: SmoothSettings) -> 
         v=state.v + found.step * p,
         gradient=gradient,
         hessian=rest[0] if rest else None,
+        promised=promised,
     )
 
 

@@ -206,6 +206,22 @@ def test_second_order_methods_reach_the_precision_of_the_arithmetic(solver, prob
     np.testing.assert_allclose(found, expected, atol=1e-8 * max(1.0, np.abs(expected).max()))
 
 
+@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-6])
+def test_newton_ends_with_a_full_step_that_promised_little_whatever_the_units(tol):
+    X = features()
+    y = coin(X @ [1.0, -1.0, 0.5, 0.0, 0.2, -0.3])
+    # The gradient by columns of such units is large where nothing is left to win.
+    problem = objective(1e4 * X, y, Logistic(), standardise=False)
+    least = SOLVERS["newton"](problem, tol=1e-15).state.loss
+    problem.blocks.rounds.clear()
+    result = SOLVERS["newton"](problem, tol=tol)
+    assert (result.converged, result.reason) == (True, "decrement")
+    falls = -np.diff([record.loss for record in result.history])
+    assert (falls[:-1] > tol * least).all(), "it went on because there was more to win"
+    assert result.state.loss - least <= 0.1 * tol * least, "what is left is of second order"
+    assert problem.blocks.rounds["value_gradient_hessian"] == len(falls), "each of use to a step"
+
+
 @pytest.mark.parametrize("solver", list(SOLVERS))
 def test_a_separable_problem_without_penalty_ends_finite_and_right_in_every_row(solver):
     X = features(3)
