@@ -50,6 +50,7 @@ class SquaredHinge(Loss):
     """
 
     n_outputs: int = 1
+    apart = True
 
     def value_and_gradient(self, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         s = signs(y, self.n_outputs)

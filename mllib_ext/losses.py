@@ -20,9 +20,12 @@ class Loss(ABC):
     ----------
     n_outputs : int
         Margins of a row: 1, or the number of classes.
+    apart : bool
+        It is a sum of losses of one margin each.
     """
 
     n_outputs: int = 1
+    apart: bool = False
 
     @abstractmethod
     def value_and_gradient(self, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -234,6 +234,14 @@ class Objective:
         """The Hessian of the mean, with that of the penalty."""
         return curved(H, self.blocks.weight_sum, self.penalty, self.coordinates.n_outputs)
 
+    @property
+    def groups(self) -> np.ndarray | None:
+        """The output of each parameter (size,), if no two outputs meet in the Hessian."""
+        k = self.coordinates.n_outputs
+        if k == 1 or not self.loss.apart:
+            return None
+        return np.arange(len(self.coordinates.zeros())) % k
+
     def hvp(self, v: np.ndarray, p: np.ndarray) -> np.ndarray:
         """The Hessian at ``v`` times ``p``, without the Hessian: one round."""
         stage = partial(hessian_product, self.loss)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,7 +24,16 @@ RESIDUAL = 0.1  # of the Newton equation, relative to the gradient
 
 
 class Curved(Differentiable, Protocol):
-    """What this optimizer sees of an objective."""
+    """What this optimizer sees of an objective.
+
+    Attributes
+    ----------
+    groups : ndarray of int, shape (size,), or None
+        As :func:`conjugate_gradients` takes them.
+    """
+
+    @property
+    def groups(self) -> np.ndarray | None: ...
 
     def hvp(self, v: np.ndarray, p: np.ndarray) -> np.ndarray: ...
 
@@ -48,7 +57,7 @@ def step(objective: Curved, state: Trusted, settings: SmoothSettings) -> Trusted
     radius, first = state.radius, not state.step_size
     while True:
         p, r = conjugate_gradients(
-            lambda d: objective.hvp(state.v, d), state.gradient, RESIDUAL, radius
+            lambda d: objective.hvp(state.v, d), state.gradient, RESIDUAL, radius, objective.groups
         )
         slope, length = float(state.gradient @ p), float(np.linalg.norm(p))
         # r = -gradient - Hp, so that the model falls by -(g'p + p'Hp / 2) = -(g'p - p'r) / 2.
@@ -85,8 +94,13 @@ def conjugate_gradients(
     gradient: np.ndarray,
     tolerance: float,
     radius: float = np.inf,
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Steihaug's (1983) solution ``p`` of ``H p = -gradient`` within a radius, and its residual.
+
+    Parameters that never meet in ``H`` are systems by themselves, each within its share of the
+    radius. All go on together: a product serves every one that is not solved yet, and there are as
+    many as the slowest needs. As one system they would need about the sum.
 
     Parameters
     ----------
@@ -96,29 +110,51 @@ def conjugate_gradients(
     tolerance : float
         Norm of the residual to end at, relative to the gradient's.
     radius : float
+    groups : ndarray of int, shape (size,), optional
+        The system of each parameter; all in one if None.
     """
+    n_groups = 1 if groups is None else int(groups.max()) + 1
+
+    def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Scalar products (n_groups,)."""
+        return np.array([a @ b]) if groups is None else np.bincount(groups, a * b, n_groups)
+
+    def spread(factors: np.ndarray) -> Any:
+        """Numbers of the groups as those of their parameters."""
+        return factors[0] if groups is None else factors[groups]
+
     p, r = np.zeros_like(gradient), -gradient
-    d, rr = r, float(r @ r)
-    end = tolerance * np.sqrt(rr)
+    rr = dot(r, r)
+    if not rr.any():
+        return p, r
+    end = tolerance * tolerance * rr
+    bound = np.where(rr > 0, radius, 0.0) ** 2 * (rr / rr.sum())
+    open_ = rr > end
+    d = spread(open_) * r
     for _ in range(max(len(gradient), 5)):
-        if np.sqrt(rr) <= end:
+        if not open_.any():
             break
         Hd = product(d)
-        dHd = float(d @ Hd)
-        alpha = rr / dHd if dHd > 0 else np.inf
-        if not np.linalg.norm(p + alpha * d) <= radius:
-            if radius == np.inf:  # a direction without curvature has no end
-                break
-            alpha = to_border(p, d, radius)
-            return p + alpha * d, r - alpha * Hd
-        p, r = p + alpha * d, r - alpha * Hd
-        d, rr = r + (float(r @ r) / rr) * d, float(r @ r)
+        dHd, pd, dd, pp = dot(d, Hd), dot(p, d), dot(d, d), dot(p, p)
+        curved = open_ & (dHd > 0)
+        alpha = np.divide(rr, dHd, out=np.zeros_like(rr), where=curved)
+        far = open_ & ~(curved & (pp + alpha * (2 * pd + alpha * dd) <= bound))
+        if far.any():
+            # A direction without curvature has no end if there is no radius.
+            border = to_border(pd, dd, pp, bound) if np.isfinite(radius) else np.zeros_like(rr)
+            alpha = np.where(far, border, alpha)
+        step = spread(alpha)
+        p, r = p + step * d, r - step * Hd
+        before, rr = rr, dot(r, r)
+        open_ = open_ & ~far & (rr > end)
+        beta = np.divide(rr, before, out=np.zeros_like(rr), where=open_)
+        d = spread(open_) * r + spread(beta) * d
     return p, r
 
 
-def to_border(p: np.ndarray, d: np.ndarray, radius: float) -> float:
-    """The step along ``d`` from ``p`` to the radius, by the root that does not cancel."""
-    pd, dd, pp = float(p @ d), float(d @ d), float(p @ p)
-    room = radius * radius - pp
+def to_border(pd: np.ndarray, dd: np.ndarray, pp: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """Steps along ``d`` from ``p`` to squared lengths ``bound``, by the roots that do not cancel."""
+    room = bound - pp
     root = np.sqrt(pd * pd + dd * room)
-    return room / (pd + root) if pd >= 0 else (root - pd) / dd
+    with np.errstate(divide="ignore", invalid="ignore"):  # systems that are solved stay behind
+        return np.where(pd >= 0, room / (pd + root), (root - pd) / dd)
