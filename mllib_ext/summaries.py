@@ -293,7 +293,7 @@ class HasBisectingKMeansSummary(HasClusteringSummary[BisectingKMeansSummary]):
 
 
 def inverse_diagonal(
-    gram: np.ndarray, deviation: np.ndarray, weight_sum: float, mean: np.ndarray | None
+    gram: np.ndarray, divisor: np.ndarray, weight_sum: float, mean: np.ndarray | None
 ) -> np.ndarray | None:
     r"""Diagonal of :math:`(A^T W A)^{-1}`, A being the features and a column of 1 for an intercept.
 
@@ -303,14 +303,14 @@ def inverse_diagonal(
     Parameters
     ----------
     gram : ndarray, shape (d, d)
-        Mean products of the standardised features (plus penalty), about their mean if there is an
+        Mean products of the divided features (plus penalty), about their mean if there is an
         intercept.
-    deviation : ndarray, shape (d,)
+    divisor : ndarray, shape (d,)
         What the features were divided by. A constant feature, which has 0, has an infinite
         variance if a penalty makes ``gram`` regular.
     weight_sum : float
     mean : ndarray, shape (d,), or None
-        Of the features divided by their deviation; None without an intercept.
+        Of the divided features; None without an intercept.
 
     Returns
     -------
@@ -331,7 +331,7 @@ def inverse_diagonal(
     root, _ = scipy.linalg.lapack.dtrtri(factor, lower=1)  # inverse of gram = root.T @ root, scaled
     root /= scale
     with np.errstate(divide="ignore"):
-        variances = np.einsum("ij,ij->j", root, root) / deviation**2
+        variances = np.einsum("ij,ij->j", root, root) / divisor**2
     if mean is not None:
         variances = np.append(variances, 1.0 + np.sum((root @ mean) ** 2))
     return variances / weight_sum

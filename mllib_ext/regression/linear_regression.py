@@ -286,7 +286,7 @@ class LinearRegression(
         if result is None:
             scaled_mean = inverse * mean if self.getFitIntercept() else None
             model._inverse_diagonal = inverse_diagonal(
-                gram, deviation[:d], summary.weight_sum, scaled_mean
+                gram, coordinates.scale, summary.weight_sum, scaled_mean
             )
         model._objective_unit = (label_deviation or abs(label_mean)) ** 2
         return model
