@@ -153,7 +153,7 @@ def conjugate_gradients(
 
 
 def to_border(pd: np.ndarray, dd: np.ndarray, pp: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """Steps along ``d`` from ``p`` to squared lengths ``bound``, by the roots that do not cancel."""
+    """Steps along ``d`` from ``p`` to squared lengths ``bound``, by roots that do not cancel."""
     room = bound - pp
     root = np.sqrt(pd * pd + dd * room)
     with np.errstate(divide="ignore", invalid="ignore"):  # systems that are solved stay behind

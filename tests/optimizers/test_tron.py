@@ -41,7 +41,7 @@ class Product:
         self.count += 1
         out = np.empty_like(d)
         for system, H in enumerate(self.blocks):
-            out[GROUPS == system] = H @ d[GROUPS == system]
+            out[system == GROUPS] = H @ d[system == GROUPS]
         return out
 
 
@@ -53,7 +53,7 @@ def alone(system, gradient, tolerance, radius=np.inf):
         count += 1
         return BLOCKS[system] @ d
 
-    return *conjugate_gradients(product, gradient[GROUPS == system], tolerance, radius), count
+    return *conjugate_gradients(product, gradient[system == GROUPS], tolerance, radius), count
 
 
 def test_systems_that_go_on_together_are_solved_as_each_by_itself():
@@ -61,7 +61,7 @@ def test_systems_that_go_on_together_are_solved_as_each_by_itself():
     p, r = conjugate_gradients(product, gradient, 1e-3, groups=GROUPS)
     counts = []
     for system in range(SYSTEMS):
-        ours = GROUPS == system
+        ours = system == GROUPS
         expected, _, count = alone(system, gradient, 1e-3)
         # Conjugate gradients make much of the order in which products are added up.
         np.testing.assert_allclose(p[ours], expected, atol=1e-5)
@@ -78,15 +78,15 @@ def test_systems_that_go_on_together_are_solved_as_each_by_itself():
 def test_every_system_stays_within_its_share_of_the_radius():
     gradient = RNG.normal(size=SIZE * SYSTEMS)
     gradient[GROUPS == 2] = 0.0  # one that is solved
-    norms = np.array([np.linalg.norm(gradient[GROUPS == s]) for s in range(SYSTEMS)])
+    norms = np.array([np.linalg.norm(gradient[s == GROUPS]) for s in range(SYSTEMS)])
     for radius in (1e-3, 0.3, 1.0, 3.0):
         p, r = conjugate_gradients(Product(), gradient, 1e-6, radius, GROUPS)
-        lengths = np.array([np.linalg.norm(p[GROUPS == s]) for s in range(SYSTEMS)])
+        lengths = np.array([np.linalg.norm(p[s == GROUPS]) for s in range(SYSTEMS)])
         share = radius * norms / np.linalg.norm(norms)
         assert (lengths <= share * (1 + 1e-12)).all()
         assert np.linalg.norm(p) <= radius * (1 + 1e-12)
         for system in range(SYSTEMS):
-            ours = GROUPS == system
+            ours = system == GROUPS
             expected, residual, _ = alone(system, gradient, 1e-6, share[system])
             np.testing.assert_allclose(p[ours], expected, rtol=1e-7, atol=1e-12)
             np.testing.assert_allclose(r[ours], residual, rtol=1e-5, atol=1e-9)
@@ -102,8 +102,8 @@ def test_a_direction_without_curvature_goes_to_the_border_or_nowhere():
     p, _ = conjugate_gradients(Product(flat), gradient, 1e-6, groups=GROUPS)
     assert not p[ours].any()
     for system in range(1, SYSTEMS):
-        solution = -np.linalg.solve(BLOCKS[system], gradient[GROUPS == system])
-        np.testing.assert_allclose(p[GROUPS == system], solution, atol=1e-4)
+        solution = -np.linalg.solve(BLOCKS[system], gradient[system == GROUPS])
+        np.testing.assert_allclose(p[system == GROUPS], solution, atol=1e-4)
     assert not conjugate_gradients(Product(), 0 * gradient, 0.1, 1.0, GROUPS)[0].any()
 
 
