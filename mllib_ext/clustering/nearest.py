@@ -29,9 +29,10 @@ from mllib_ext.distances import squared_norms
 # Rows whose sums are taken at once: enough that adding up (k, d) matrices of them costs little,
 # few enough for float32 to add.
 CHUNK_ROWS = 4096
-# Scores of so many bytes stay in a core's L2 cache between the product and the argmax: 0.25 to 4 MB
-# are within 5% where it has 2 MB, 2 MB took up to 9% longer than this where it has 0.5 MB.
-TILE_BYTES = 1 << 19
+# Scores of so many bytes stay near a core between the product and the argmax. With 0.5 MB of L2
+# cache, half of it took 7 to 10% longer for 1,000 centers (too few rows for a product), as long
+# for 100; twice as much 3% longer for 100. With 2 MB of L2, 0.25 to 4 MB are within 5%.
+TILE_BYTES = 1 << 20
 # A row counts as resolved if rounding moves its squared distance by less than this share. What a
 # row loses by a wrong label is then at most twice that, and only where two centers are as near.
 RESOLUTION = 1e-3
