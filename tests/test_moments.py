@@ -155,12 +155,16 @@ def test_float32_rows_are_summed_as_float64(data, make, stage):
 
 @pytest.mark.parametrize("make", [np.asarray, sp.csr_array])
 @pytest.mark.parametrize("columns", [3, 600])  # 600: more columns than a sparse slice makes dense
-def test_a_weighted_gram_is_the_product_it_says(rng, make, columns, monkeypatch):
+@pytest.mark.parametrize("zeros", [0, 5, 30, 40])  # rows that are left out
+def test_a_weighted_gram_is_the_product_it_says(rng, make, columns, zeros, monkeypatch):
     monkeypatch.setattr(module, "DENSE_SLICE_BYTES", 8 * 3 * 7)  # seven rows of three at a time
     X = rng.standard_normal((40, columns)) * (rng.random((40, columns)) < 0.3)
     w = rng.uniform(0, 2, 40)
-    found = weighted_gram(make(X), w)
+    w[rng.permutation(40)[:zeros]] = 0.0
+    given = X.copy()
+    found = weighted_gram(make(given), w)
     assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(given, X)
     np.testing.assert_allclose(found, X.T @ np.diag(w) @ X, atol=ROUNDING)
     single = weighted_gram(make(X.astype(np.float32)), w)
     assert single.dtype == np.float64
