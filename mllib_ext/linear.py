@@ -341,17 +341,19 @@ def precision(blocks: Blocks) -> float:
     return 1e-6 if blocks.features.dtype == "float32" else 1e-14
 
 
-def centred(estimator: Any, mean: np.ndarray, scale: np.ndarray, k: int = 1) -> Coordinates:
+def centred(
+    estimator: Any, mean: np.ndarray, scale: np.ndarray, k: int = 1, ridge_factor: float = 1.0
+) -> Coordinates:
     """Coordinates to search in, about the mean row if there is an intercept to make up for it.
 
     Standardised, if the penalty is of standardised coefficients. One of coefficients as they are
-    bends the objective by ``regParam`` beside a feature's variance: divided by the root of both,
-    all parameters are alike. (Divided by their deviations the words of a text are not, of which
-    most are rare: conjugate gradients took more than 10 times as many products, L-BFGS did not
-    arrive.)
+    bends the objective by ``regParam`` (times ``ridge_factor``, as in :func:`penalties`) beside a
+    feature's variance: divided by the root of both, all parameters are alike. (Divided by their
+    deviations the words of a text are not, of which most are rare: conjugate gradients took more
+    than 10 times as many products, L-BFGS did not arrive.)
     """
     fit_intercept = estimator.getFitIntercept()
     if not estimator.getStandardization():
-        bent = np.hypot(scale, np.sqrt(estimator.getRegParam()))
+        bent = np.hypot(scale, np.sqrt(ridge_factor * estimator.getRegParam()))
         scale = np.where(scale > 0, bent, 0.0)  # a constant feature has a coefficient of 0
     return Coordinates(mean if fit_intercept else np.zeros_like(mean), scale, k, fit_intercept)

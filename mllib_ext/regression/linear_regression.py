@@ -263,11 +263,11 @@ class LinearRegression(
         products = summary.scatter / summary.weight_sum
         if not self.getFitIntercept():
             products = products + np.outer(summary.mean, summary.mean)
-        coordinates = centred(self, mean, deviation[:d])
+        ridge_factor = 1.0 / (label_deviation or abs(label_mean))
+        coordinates = centred(self, mean, deviation[:d], ridge_factor=ridge_factor)
         inverse = coordinates.inverse
         gram = products[:d, :d] * np.outer(inverse, inverse)
         products_with_label = inverse * products[:d, d]
-        ridge_factor = 1.0 / (label_deviation or abs(label_mean))
         result = None
         if self.getElasticNetParam() > 0 and self.getRegParam() > 0:
             slopes = replace(coordinates, fit_intercept=False)
@@ -301,7 +301,7 @@ class LinearRegression(
             self,
             blocks,
             SquaredError(),
-            centred(self, mean[:d], deviation[:d]),
+            centred(self, mean[:d], deviation[:d], ridge_factor=1.0 / unit),
             mean[d],
             self._solver(blocks),
             ridge_factor=1.0 / unit,
