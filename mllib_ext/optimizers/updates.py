@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import numpy as np
 
+Array = np.ndarray
 Memory = tuple[Any, ...]
 
 # Parameters that move together: what is computed between their reading and writing stays in a
@@ -59,16 +59,8 @@ class Rule(ABC):
         return *arrays, t + 1
 
     @abstractmethod
-    def _move(
-        self,
-        v: np.ndarray,
-        g: np.ndarray,
-        r: np.ndarray,
-        remembered: Sequence[np.ndarray],
-        t: int,
-        eta: float,
-    ) -> None:
-        """Step ``t``, from 1 on, of some of the parameters."""
+    def _move(self, v: Array, g: Array, r: Array, kept: list[Array], t: int, eta: float) -> None:
+        """Step ``t``, from 1 on, of some of the parameters, with what is kept of them."""
 
 
 def own(memory: Memory, dtype: Any = None) -> Memory:
@@ -85,16 +77,8 @@ class Momentum(Rule):
     momentum: float = 0.0
     nesterov: bool = False
 
-    def _move(
-        self,
-        v: np.ndarray,
-        g: np.ndarray,
-        r: np.ndarray,
-        remembered: Sequence[np.ndarray],
-        t: int,
-        eta: float,
-    ) -> None:
-        (u,) = remembered
+    def _move(self, v: Array, g: Array, r: Array, kept: list[Array], t: int, eta: float) -> None:
+        (u,) = kept
         pull = g + r
         pull *= eta
         u *= self.momentum
@@ -109,16 +93,8 @@ class AdaGrad(Rule):
 
     epsilon: float = 1e-10
 
-    def _move(
-        self,
-        v: np.ndarray,
-        g: np.ndarray,
-        r: np.ndarray,
-        remembered: Sequence[np.ndarray],
-        t: int,
-        eta: float,
-    ) -> None:
-        (squares,) = remembered
+    def _move(self, v: Array, g: Array, r: Array, kept: list[Array], t: int, eta: float) -> None:
+        (squares,) = kept
         step = g + r
         squares += step * step
         step *= eta
@@ -140,16 +116,8 @@ class Adam(Rule):
     beta2: float = 0.999
     epsilon: float = 1e-8
 
-    def _move(
-        self,
-        v: np.ndarray,
-        g: np.ndarray,
-        r: np.ndarray,
-        remembered: Sequence[np.ndarray],
-        t: int,
-        eta: float,
-    ) -> None:
-        means, squares = remembered
+    def _move(self, v: Array, g: Array, r: Array, kept: list[Array], t: int, eta: float) -> None:
+        means, squares = kept
         slope = g if self.decoupled else g + r
         means *= self.beta1
         means += (1.0 - self.beta1) * slope
