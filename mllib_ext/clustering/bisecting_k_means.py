@@ -263,8 +263,7 @@ def stretch(
     C = centers - space.origin
     stretched, total = np.zeros((m, d)), np.zeros(m)
     for piece in assigned(block.X, space, centers, descent):
-        P = piece.placed[:, :d] if isinstance(piece.placed, np.ndarray) else piece.placed
-        along = (P @ directions.T)[np.arange(len(piece.labels)), piece.labels]
+        along = (piece.placed @ directions.T)[np.arange(len(piece.labels)), piece.labels]
         along = along - np.einsum("ij,ij->i", C, directions)[piece.labels]
         weights = block.w[piece.rows] * along
         add_sums(stretched, piece, weights)

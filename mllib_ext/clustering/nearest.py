@@ -5,22 +5,23 @@ r"""The step that all of k-means is made of: which center is a row nearest to, a
     \arg\min_j \|x - c_j\|^2 = \arg\max_j \; x \cdot c_j - \tfrac12 \|c_j\|^2,
     \qquad \min_j \|x - c_j\|^2 = \|x\|^2 - 2 \max_j \big(x \cdot c_j - \tfrac12 \|c_j\|^2\big)
 
-One matrix product a chunk of rows. The formula cancels far from 0: where the data are, a copy of
-the rows is taken about an origin near them, with a column of ones that folds the norm in. Other
-rows are multiplied where they lie. An origin is no help where clusters lie far apart. So a row in
-float32 that is nearer to its center than rounding lets it tell is assigned again in float64, and
-the distance of such a row in float64 is taken of the difference itself: a row on its center costs
-nothing.
+One matrix product a tile of rows, added to the halved norms. The formula cancels far from 0: where
+the data are, a copy of the rows is taken about an origin near them; other rows are multiplied where
+they lie. An origin is no help where clusters lie far apart. So a row in float32 that is nearer to
+its center than rounding lets it tell is assigned again in float64, and the distance of such a row
+in float64 is taken of the difference itself: a row on its center costs nothing.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg.blas import dgemm, sgemm
 
 from mllib_ext.clustering.space import Space
 from mllib_ext.columns import Matrix
@@ -36,6 +37,9 @@ TILE_BYTES = 1 << 20
 # A row counts as resolved if rounding moves its squared distance by less than this share. What a
 # row loses by a wrong label is then at most twice that, and only where two centers are as near.
 RESOLUTION = 1e-3
+
+# Structures of one-hot matrices that are kept: blocks of a data set have few lengths.
+ONEHOTS = 8
 
 # choose(scores (m, k)) -> labels (m,)
 Choice = Callable[[np.ndarray], np.ndarray]
@@ -54,10 +58,9 @@ class Assigned(NamedTuple):
     ----------
     rows : ndarray, shape (m,)
         Their places in the block.
-    placed : ndarray (m, d) or (m, d + 1), or scipy.sparse.csr_array (m, d)
-        The rows as they stand in the space; dense ones that were copied with a last column of 1.
-        Valid until the next piece is asked for.
-    labels : ndarray, shape (m,)
+    placed : ndarray or scipy.sparse.csr_array, shape (m, d)
+        The rows as they stand in the space, valid until the next piece is asked for.
+    labels : ndarray, shape (m,), int32
     squared : ndarray, shape (m,), float64
         Squared distances to the centers.
     """
@@ -97,38 +100,35 @@ def _dense(
     X: np.ndarray, places: np.ndarray, space: Space, C: np.ndarray, choose: Choice
 ) -> Iterator[Assigned]:
     n, d = X.shape
-    folded = np.empty((d + 1, len(C)), X.dtype)
     with np.errstate(over="ignore"):  # float32 ends at 1e38: such rows come out unresolved
-        folded[:d], folded[d] = C.T, -0.5 * np.einsum("ij,ij->i", C, C)
-    tile = _tile_rows(len(C), X.itemsize)
-    if not space.as_is:
-        buffer = _scratch.array("rows", min(n, CHUNK_ROWS), d + 1, X.dtype)
-        buffer[:, d] = 1
-    scores = _scratch.array("scores", min(n, tile), len(C), X.dtype)
+        narrow = C.astype(X.dtype)
+        offsets = (-0.5 * np.einsum("ij,ij->i", C, C)).astype(X.dtype)
+    product = sgemm if X.dtype == np.float32 else dgemm
+    chunk = _even(n, CHUNK_ROWS)
+    tile = _even(chunk, _tile_rows(len(C), X.itemsize))
+    buffer = None if space.as_is else _scratch.array("rows", chunk, d, X.dtype)
+    scores = _scratch.array("scores", tile, len(C), X.dtype)
     first = np.arange(0, scores.size, len(C))
-    for start in range(0, n, CHUNK_ROWS):
-        rows = slice(start, min(start + CHUNK_ROWS, n))
-        if space.as_is:
-            placed = X[rows]
-        else:
-            placed = buffer[: rows.stop - start]
-            space.placed(X[rows], out=placed[:, :d])
-        m = len(placed)
-        labels, best = np.empty(m, np.int32), np.empty(m, X.dtype)
+    for start in range(0, n, chunk):
+        rows = slice(start, min(start + chunk, n))
+        m = rows.stop - start
+        placed = X[rows] if buffer is None else space.placed(X[rows], out=buffer[:m])
+        labels, best, norms = np.empty(m, np.int32), np.empty(m, X.dtype), np.empty(m, X.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             for i in range(0, m, tile):
                 part = placed[i : i + tile]
-                S = np.matmul(part, folded[: part.shape[1]], out=scores[: len(part)])
-                if space.as_is:
-                    S += folded[d]
+                S = scores[: len(part)]
+                S[:] = offsets
+                # In BLAS's order of columns: S.T = C part.T + S.T, in place.
+                S = product(1, narrow.T, part.T, 1, S.T, trans_a=True, overwrite_c=True).T
                 labels[i : i + tile] = chosen = choose(S)
                 best[i : i + tile] = S.ravel().take(first[: len(part)] + chosen)
-            norms = np.einsum("ij,ij->i", placed[:, :d], placed[:, :d])
+                np.einsum("ij,ij->i", part, part, out=norms[i : i + tile])
             squared = norms - 2 * best
             resolved = _resolved(norms, squared, d)
         if X.dtype == np.float64 and not resolved.all():
             near = np.flatnonzero(~resolved)
-            D = placed[near, :d] - C[labels[near]]
+            D = placed[near] - C[labels[near]]
             squared[near], resolved[:] = np.einsum("ij,ij->i", D, D), True
         if resolved.all():
             yield Assigned(places[rows], placed, labels, _at_least_0(squared))
@@ -170,6 +170,7 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, np.dtype], np.ndarray] = {}
+        self._onehots: dict[tuple[int, int], sp.csc_array] = {}
 
     def array(self, role: str, n: int, width: int, dtype: np.dtype) -> np.ndarray:
         """An uninitialised matrix (n, width), valid until the role's next one is asked for."""
@@ -177,6 +178,23 @@ class _Scratch(threading.local):
         if known is None or len(known) < n or known.shape[1] != width:
             known = self._known[role, dtype] = np.empty((n, width), dtype)
         return known[:n]
+
+    def onehot(self, labels: np.ndarray, weights: np.ndarray, k: int) -> sp.csc_array:
+        """Column i (of m) holds weight i in row ``labels[i]`` (of k), until asked for another one.
+
+        To make one takes as long as to multiply 4,000 rows by it (measured between products, which
+        leave nothing of SciPy's code in the cache), so those of the last shapes are filled again.
+        """
+        shape = k, len(labels)
+        if shape not in self._onehots:
+            if len(self._onehots) >= ONEHOTS:
+                self._onehots.clear()
+            places = np.arange(len(labels) + 1, dtype=np.int32)
+            self._onehots[shape] = sp.csc_array((weights, labels, places), shape=shape)
+        known = self._onehots[shape]
+        # Indices of 32 bits are taken as they are; wider ones are searched and copied.
+        known.data, known.indices = weights, labels
+        return known
 
 
 _scratch = _Scratch()
@@ -186,15 +204,21 @@ def _tile_rows(k: int, itemsize: int) -> int:
     return int(np.clip(TILE_BYTES // (itemsize * k), 64, CHUNK_ROWS))
 
 
+def _even(n: int, most: int) -> int:
+    """How long the fewest equal parts of n are that are no longer than ``most``."""
+    parts = max(1, -(-n // most))
+    return max(1, -(-n // parts))
+
+
 def _resolved(norms: np.ndarray, squared: np.ndarray, d: int) -> np.ndarray:
     """Where squared distances are far above their rounding.
 
     A sum of d rounded products is off by about sqrt(d) roundings of the largest (Higham & Mary
     2019); the product, two norms and the difference have three.
     """
-    rounding = 3 * np.sqrt(d) * np.finfo(norms.dtype).eps * (norms + squared)
-    resolved: np.ndarray = rounding <= RESOLUTION * squared  # not so for NaN
-    return resolved & np.isfinite(norms)
+    rounding = 3 * math.sqrt(d) * float(np.finfo(norms.dtype).eps)  # of norms + squared
+    resolved: np.ndarray = (RESOLUTION - rounding) * squared > rounding * norms
+    return resolved & np.isfinite(squared)
 
 
 def _at_least_0(squared: np.ndarray) -> np.ndarray:
@@ -211,14 +235,10 @@ def add_sums(sums: np.ndarray, piece: Assigned, w: np.ndarray) -> None:
     w : ndarray, shape (m,)
         The weights of the rows of the piece.
     """
-    k, d = sums.shape
-    m = len(piece.labels)
-    # Indices of 32 bits are taken as they are; wider ones are searched and copied.
-    places = piece.labels, np.arange(m + 1, dtype=np.int32)
-    onehot = sp.csc_array((w.astype(piece.placed.dtype), *places), shape=(k, m))
+    onehot = _scratch.onehot(piece.labels, w.astype(piece.placed.dtype), len(sums))
     product = onehot @ piece.placed
     if isinstance(product, np.ndarray):
-        sums += product[:, :d]
+        sums += product
     else:
         entries = product.tocoo()
         sums[entries.coords] += entries.data
