@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
-from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
@@ -115,6 +114,9 @@ class Features:
         TypeError
             A column of another type than vector, ``array<float|double>`` or, in a list, numeric.
         """
+        # pyspark.ml brings pandas: half a second that a worker, which reads this module, can spare.
+        from pyspark.ml.linalg import VectorUDT
+
         if not isinstance(features, str):
             return cls._of_columns(schema, tuple(features))
         kind = data_type(schema, features, "features")
