@@ -23,18 +23,18 @@ from pyspark import keyword_only
 from pyspark.ml.clustering import _BisectingKMeansParams
 from pyspark.sql import DataFrame
 
+from mllib_ext import lloyd
 from mllib_ext.base import HasCheckpoints, HasFeatures, frozen
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
-from mllib_ext.clustering import lloyd
 from mllib_ext.clustering.clusterer import SEED, Clusterer, ClusteringModel, refuse_zeros
-from mllib_ext.clustering.lloyd import Rounds
-from mllib_ext.clustering.nearest import add_sums, assigned, distances
-from mllib_ext.clustering.space import Space
 from mllib_ext.columns import Matrix
 from mllib_ext.fitting import DRIVER_BYTES
+from mllib_ext.lloyd import Rounds
+from mllib_ext.nearest import add_sums, assigned, distances
 from mllib_ext.optimizers.loop import Callback, Record, Result, Settings, State, iterate
 from mllib_ext.persistence import SavesParams
+from mllib_ext.space import Space
 from mllib_ext.summaries import HasBisectingKMeansSummary
 
 

@@ -20,11 +20,11 @@ from mllib_ext.base import (
     with_predictions,
 )
 from mllib_ext.blocks import Blocks
-from mllib_ext.clustering.nearest import distances
-from mllib_ext.clustering.space import SPACES, Space
 from mllib_ext.columns import Matrix as Rows
 from mllib_ext.distances import squared_norms
 from mllib_ext.fitting import FitsOverBlocks
+from mllib_ext.nearest import distances
+from mllib_ext.space import SPACES, Space
 
 # HasSeed's own default is the hash of the class's name, another one in each session.
 SEED = 0

@@ -1,4 +1,4 @@
-"""K-means, the interface of ``pyspark.ml.clustering``: :mod:`mllib_ext.clustering.lloyd`."""
+"""K-means, the interface of ``pyspark.ml.clustering``: :mod:`mllib_ext.lloyd`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pyspark.mllib.common import _py2java
 from pyspark.mllib.linalg import _convert_to_vector
 from pyspark.sql import DataFrame
 
+from mllib_ext import lloyd
 from mllib_ext.base import HasCheckpoints, HasFeatures
 from mllib_ext.blocks import Blocks
-from mllib_ext.clustering import lloyd
 from mllib_ext.clustering.clusterer import SEED, Clusterer, ClusteringModel, HasInitialCenters
-from mllib_ext.clustering.initialization import k_means_parallel, random_rows
-from mllib_ext.clustering.space import Space
 from mllib_ext.optimizers.loop import Result, S, Settings
 from mllib_ext.persistence import ArraysOrPmmlWriter, SavesParams
+from mllib_ext.seeding import k_means_parallel, random_rows
+from mllib_ext.space import Space
 from mllib_ext.summaries import HasKMeansSummary
 
 INIT_MODES = ("k-means||", "random")

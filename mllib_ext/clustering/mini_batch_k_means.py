@@ -24,15 +24,15 @@ from pyspark.ml.linalg import DenseVector, Vectors
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
+from mllib_ext import lloyd
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
-from mllib_ext.clustering import lloyd
 from mllib_ext.clustering.clusterer import ClusteringModel
 from mllib_ext.clustering.k_means import KMeansParams, StartsFromCenters
-from mllib_ext.clustering.lloyd import Rounds, statistics
-from mllib_ext.clustering.space import Space
+from mllib_ext.lloyd import Rounds, statistics
 from mllib_ext.optimizers.loop import Result, Settings, State, iterate
 from mllib_ext.persistence import SavesParams
+from mllib_ext.space import Space
 from mllib_ext.summaries import HasKMeansSummary
 
 
@@ -50,7 +50,7 @@ class Moving(State):
         Summed weights of the rows that have moved each center.
     sizes, sums : ndarray
         Of the sample that was assigned to these centers, as in
-        :class:`mllib_ext.clustering.lloyd.Clusters`: the next move.
+        :class:`mllib_ext.lloyd.Clusters`: the next move.
     round : int
     """
 
@@ -113,7 +113,7 @@ class Sampling:
 def sampled(
     fraction: float, seed: list[int], block: Block, space: Space, centers: np.ndarray
 ) -> tuple[Any, ...]:
-    """:func:`~mllib_ext.clustering.lloyd.statistics` of a sample of a block's rows."""
+    """:func:`~mllib_ext.lloyd.statistics` of a sample of a block's rows."""
     rng = np.random.default_rng([*seed, block.partition, block.start])
     drawn = np.flatnonzero(rng.random(block.n) < fraction)
     X = block.X if len(drawn) == block.n else block.X[drawn]

@@ -25,12 +25,12 @@ from mllib_ext.base import frozen
 from mllib_ext.blas import one_thread
 from mllib_ext.blocks import Blocks
 from mllib_ext.clustering import KMeans
-from mllib_ext.clustering.initialization import drawn_rows
 from mllib_ext.columns import Matrix
 from mllib_ext.feature.feature_map import FeatureMap, FeatureMapModel, FeatureMapParams
 from mllib_ext.kernel_params import HasKernel, SetsKernel
 from mllib_ext.kernels import Kernel, dense_enough
 from mllib_ext.moments import merge, moments
+from mllib_ext.seeding import drawn_rows
 
 LANDMARKS = ("uniform", "k-means")
 # Landmarks need to lie well, not to be the optimum of k-means.

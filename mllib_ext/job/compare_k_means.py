@@ -23,11 +23,11 @@ from threadpoolctl import threadpool_limits
 
 from mllib_ext.blockfile import Block
 from mllib_ext.clustering import KMeans
-from mllib_ext.clustering.lloyd import statistics
-from mllib_ext.clustering.space import Space
 from mllib_ext.fitting import training_blocks
 from mllib_ext.job.benchmark import Comparison, Line, alternate
 from mllib_ext.job.benchmark_data import as_arrays
+from mllib_ext.lloyd import statistics
+from mllib_ext.space import Space
 
 K, ITERATIONS = 100, 10
 # Of the step's rate against the machine's: centers, and rows of a block.

@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 from pandas.util import hash_array
 
+from mllib_ext import lloyd
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
-from mllib_ext.clustering import lloyd
-from mllib_ext.clustering.lloyd import Rounds, dense_rows
-from mllib_ext.clustering.space import SPACES
 from mllib_ext.columns import Matrix
 from mllib_ext.distances import Metric
 from mllib_ext.ivf import Cells
 from mllib_ext.knn.items import ARROW, stacked
+from mllib_ext.lloyd import Rounds, dense_rows
 from mllib_ext.optimizers.loop import Settings, iterate
+from mllib_ext.space import SPACES
 
 # Cells by the square root of the number of items: ranking the centroids then takes a query as long
 # as comparing it with the items of four cells.

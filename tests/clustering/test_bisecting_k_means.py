@@ -15,8 +15,8 @@ from data_frames import every_kind_of_features
 from mllib_ext import fitting
 from mllib_ext.clustering import BisectingKMeans, BisectingKMeansModel
 from mllib_ext.clustering.bisecting_k_means import Descent, fit
-from mllib_ext.clustering.space import Space
 from mllib_ext.optimizers.loop import Settings, Stop
+from mllib_ext.space import Space
 
 X = load_iris().data
 DIGITS = load_digits().data

@@ -18,8 +18,8 @@ from data_frames import FittedOnce, every_kind_of_features
 from mllib_ext import fitting
 from mllib_ext.blocks import Blocks
 from mllib_ext.clustering import KMeans, KMeansModel
-from mllib_ext.clustering.space import euclidean
 from mllib_ext.optimizers.loop import ConvergenceWarning, Stop
+from mllib_ext.space import euclidean
 
 X = load_iris().data
 N, D = X.shape

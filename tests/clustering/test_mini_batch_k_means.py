@@ -15,8 +15,8 @@ from arrays import Arrays
 from mllib_ext import fitting
 from mllib_ext.clustering import KMeans, MiniBatchKMeans, MiniBatchKMeansModel
 from mllib_ext.clustering.mini_batch_k_means import Sampling, fit
-from mllib_ext.clustering.space import Space
 from mllib_ext.optimizers.loop import Settings
+from mllib_ext.space import Space
 
 X = load_digits().data
 START = X[:10]

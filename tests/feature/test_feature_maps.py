@@ -18,10 +18,10 @@ from data_frames import FittedOnce, every_kind_of_features
 from mllib_ext import fitting
 from mllib_ext.blocks import Blocks
 from mllib_ext.classification import KernelSVC, LinearSVC
-from mllib_ext.clustering.initialization import drawn_rows
 from mllib_ext.distances import dense_rows
 from mllib_ext.feature import Nystroem, RandomFourierFeatures
 from mllib_ext.feature.nystroem import inverse_square_root
+from mllib_ext.seeding import drawn_rows
 
 WINE = load_wine()
 X = StandardScaler().fit_transform(WINE.data)[:, :5]

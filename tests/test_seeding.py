@@ -10,10 +10,10 @@ from sklearn.cluster import KMeans as Sklearn
 from sklearn.datasets import load_digits, load_iris, make_blobs
 
 from arrays import Arrays
-from mllib_ext.clustering import lloyd
-from mllib_ext.clustering.initialization import k_means_parallel, plus_plus, random_rows
-from mllib_ext.clustering.space import Space
+from mllib_ext import lloyd
 from mllib_ext.optimizers.loop import Settings
+from mllib_ext.seeding import k_means_parallel, plus_plus, random_rows
+from mllib_ext.space import Space
 
 SETS = {
     "iris": load_iris().data,

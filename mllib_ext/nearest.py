@@ -23,9 +23,9 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.linalg.blas import dgemm, sgemm
 
-from mllib_ext.clustering.space import Space
 from mllib_ext.columns import Matrix
 from mllib_ext.distances import squared_norms
+from mllib_ext.space import Space
 
 # Rows whose sums are taken at once: enough that adding up (k, d) matrices of them costs little,
 # few enough for float32 to add.

@@ -9,9 +9,9 @@ import pytest
 import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
-from mllib_ext.clustering import nearest
-from mllib_ext.clustering.nearest import add_sums, assigned, distances
-from mllib_ext.clustering.space import Space
+from mllib_ext import nearest
+from mllib_ext.nearest import add_sums, assigned, distances
+from mllib_ext.space import Space
 
 RNG = np.random.default_rng(0)
 

@@ -20,10 +20,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from mllib_ext.blockfile import Block
-from mllib_ext.clustering.nearest import add_sums, assigned, distances
-from mllib_ext.clustering.space import Space
 from mllib_ext.columns import Matrix
+from mllib_ext.nearest import add_sums, assigned, distances
 from mllib_ext.optimizers.loop import Callback, Result, Rule, Settings, State, iterate
+from mllib_ext.space import Space
 
 
 class Rounds(Protocol):

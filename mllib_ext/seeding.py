@@ -21,11 +21,11 @@ import numpy as np
 
 from mllib_ext.blas import one_thread
 from mllib_ext.blockfile import Block
-from mllib_ext.clustering.lloyd import Rounds, means, statistics
-from mllib_ext.clustering.nearest import distances
-from mllib_ext.clustering.space import Space
 from mllib_ext.columns import Matrix, stacked
 from mllib_ext.distances import dense_rows
+from mllib_ext.lloyd import Rounds, means, statistics
+from mllib_ext.nearest import distances
+from mllib_ext.space import Space
 
 # Candidates of a round for each center, as in pyspark.ml, and what few centers are given beside:
 # with them a small data set is nearly all candidates, and clusters of few rows are met.

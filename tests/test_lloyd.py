@@ -11,9 +11,9 @@ from sklearn.cluster import KMeans as Sklearn
 from sklearn.datasets import load_digits, make_blobs
 
 from arrays import Arrays
-from mllib_ext.clustering import lloyd
-from mllib_ext.clustering.space import Space
+from mllib_ext import lloyd
 from mllib_ext.optimizers.loop import Change, ConvergenceWarning, Settings
+from mllib_ext.space import Space
 
 DIGITS = load_digits().data
 LONG = Settings(max_iter=300, tol=0.0)
