@@ -33,7 +33,7 @@ from mllib_ext.compact import Scattered
 from mllib_ext.partials import Merge, Stage, joined, nbytes
 
 # A block's values stay in a core's share of the last-level cache between X @ w and X.T @ r.
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 2 << 20
 # What a stage that runs ahead gives may ride with a handle up to here; executors cache it there.
 AHEAD_BYTES = 1 << 18
 # From here on a vector of all columns outgrows the first-level cache: blocks keep to their own.
