@@ -12,17 +12,18 @@ are the next move, so the cost of a state is that of its own centers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from mllib_ext.blockfile import Block
+from mllib_ext.blockfile import Block, Handle
 from mllib_ext.columns import Matrix
-from mllib_ext.nearest import add_sums, assigned, distances
+from mllib_ext.nearest import Nearest, add_sums, distances
 from mllib_ext.optimizers.loop import Callback, Result, Rule, Settings, State, iterate
+from mllib_ext.partials import Walk
 from mllib_ext.space import Space
 
 
@@ -136,7 +137,7 @@ def evaluated(
     rounds: Rounds, space: Space, centers: np.ndarray, moved: float = math.nan
 ) -> Clusters:
     """Centers as a state: one round."""
-    sums, sizes, cost = rounds.sum(statistics, space, centers)
+    sums, sizes, cost = rounds.sum(Walk(share), space, centers)
     # Rows that lie on their centers are as far from them as these are rounded.
     exact = cost <= sizes @ rounding(centers)
     return Clusters(
@@ -155,8 +156,15 @@ def rounding(X: np.ndarray) -> np.ndarray:
     return squared * (16 * np.finfo(np.float64).eps) ** 2
 
 
-def statistics(block: Block, space: Space, centers: np.ndarray) -> tuple[Any, ...]:
-    """One block's share.
+def share(
+    handle: Handle, blocks: Iterable[Block], space: Space, centers: np.ndarray
+) -> tuple[Any, ...]:
+    """:func:`statistics` of one partition."""
+    return statistics(blocks, space, centers)
+
+
+def statistics(blocks: Iterable[Block], space: Space, centers: np.ndarray) -> tuple[Any, ...]:
+    """What the rows of some blocks add up to.
 
     Returns
     -------
@@ -168,11 +176,13 @@ def statistics(block: Block, space: Space, centers: np.ndarray) -> tuple[Any, ..
     """
     k, d = centers.shape
     sums, sizes, cost = np.zeros((k, d)), np.zeros(k), 0.0
-    for piece in assigned(block.X, space, centers):
-        w = block.w[piece.rows]
-        add_sums(sums, piece, w)
-        sizes += np.bincount(piece.labels, w, k)
-        cost += float(w @ space.distance(piece.squared))
+    nearest = Nearest(space, centers)
+    for block in blocks:
+        for piece in nearest.assigned(block.X):
+            w = block.w[piece.rows]
+            add_sums(sums, piece, w)
+            sizes += np.bincount(piece.labels, w, k)
+            cost += float(w @ space.distance(piece.squared))
     return sums, sizes, cost
 
 

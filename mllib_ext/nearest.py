@@ -56,7 +56,7 @@ class Assigned(NamedTuple):
 
     Attributes
     ----------
-    rows : ndarray, shape (m,)
+    rows : slice or ndarray, shape (m,)
         Their places in the block.
     placed : ndarray or scipy.sparse.csr_array, shape (m, d)
         The rows as they stand in the space, valid until the next piece is asked for.
@@ -65,104 +65,114 @@ class Assigned(NamedTuple):
         Squared distances to the centers.
     """
 
-    rows: np.ndarray
+    rows: slice | np.ndarray
     placed: Matrix
     labels: np.ndarray
     squared: np.ndarray
 
 
-def assigned(
-    X: Matrix, space: Space, centers: np.ndarray, choose: Choice = highest
-) -> Iterator[Assigned]:
-    """Assign rows to centers, a few thousand at a time.
+class Nearest:
+    """Centers that rows are assigned to.
 
     Parameters
     ----------
-    X : ndarray or scipy.sparse.csr_array, shape (n, d)
     space : Space
     centers : ndarray, shape (k, d), float64
         In the coordinates of the data.
     choose : callable
         What is chosen by the scores (m, k), which are higher the nearer a center is.
-
-    Yields
-    ------
-    Assigned
-        Every row of X in one of them.
     """
-    C = centers - space.origin
-    if isinstance(X, np.ndarray):
-        return _dense(X, np.arange(X.shape[0]), space, C, choose)
-    return _sparse(X, space, C, choose)
 
+    def __init__(self, space: Space, centers: np.ndarray, choose: Choice = highest) -> None:
+        self._space, self._choose = space, choose
+        self._C = np.ascontiguousarray(centers - space.origin)
+        self._offsets = -0.5 * np.einsum("ij,ij->i", self._C, self._C)
+        self._rounded: dict[np.dtype, tuple[np.ndarray, np.ndarray]] = {}
 
-def _dense(
-    X: np.ndarray, places: np.ndarray, space: Space, C: np.ndarray, choose: Choice
-) -> Iterator[Assigned]:
-    n, d = X.shape
-    with np.errstate(over="ignore"):  # float32 ends at 1e38: such rows come out unresolved
-        narrow = C.astype(X.dtype)
-        offsets = (-0.5 * np.einsum("ij,ij->i", C, C)).astype(X.dtype)
-    product = sgemm if X.dtype == np.float32 else dgemm
-    chunk = _even(n, CHUNK_ROWS)
-    tile = _even(chunk, _tile_rows(len(C), X.itemsize))
-    buffer = None if space.as_is else _scratch.array("rows", chunk, d, X.dtype)
-    scores = _scratch.array("scores", tile, len(C), X.dtype)
-    first = np.arange(0, scores.size, len(C))
-    for start in range(0, n, chunk):
-        rows = slice(start, min(start + chunk, n))
-        m = rows.stop - start
-        placed = X[rows] if buffer is None else space.placed(X[rows], out=buffer[:m])
-        labels, best, norms = np.empty(m, np.int32), np.empty(m, X.dtype), np.empty(m, X.dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for i in range(0, m, tile):
-                part = placed[i : i + tile]
-                S = scores[: len(part)]
-                S[:] = offsets
-                # In BLAS's order of columns: S.T = C part.T + S.T, in place.
-                S = product(1, narrow.T, part.T, 1, S.T, trans_a=True, overwrite_c=True).T
-                labels[i : i + tile] = chosen = choose(S)
-                best[i : i + tile] = S.ravel().take(first[: len(part)] + chosen)
-                np.einsum("ij,ij->i", part, part, out=norms[i : i + tile])
-            squared = norms - 2 * best
-            resolved = _resolved(norms, squared, d)
-        if X.dtype == np.float64 and not resolved.all():
-            near = np.flatnonzero(~resolved)
-            D = placed[near] - C[labels[near]]
-            squared[near], resolved[:] = np.einsum("ij,ij->i", D, D), True
-        if resolved.all():
-            yield Assigned(places[rows], placed, labels, _at_least_0(squared))
-            continue
-        if resolved.any():
-            kept = placed[resolved], labels[resolved], _at_least_0(squared[resolved])
-            yield Assigned(places[rows][resolved], *kept)
-        again = X[rows][~resolved].astype(np.float64)
-        yield from _dense(again, places[rows][~resolved], space, C, choose)
+    def assigned(self, X: Matrix) -> Iterator[Assigned]:
+        """Assign the rows of X, ndarray or scipy.sparse.csr_array (n, d), a few thousand at a time.
 
+        Yields
+        ------
+        Assigned
+            Every row of X in one of them.
+        """
+        return self._dense(X, None) if isinstance(X, np.ndarray) else self._sparse(X)
 
-def _sparse(X: Any, space: Space, C: np.ndarray, choose: Choice) -> Iterator[Assigned]:
-    n = X.shape[0]
-    C_T, half_norms = np.ascontiguousarray(C.T), 0.5 * np.einsum("ij,ij->i", C, C)
-    norms = squared_norms(X)
-    if space.unit:
-        data = X.data / np.repeat(np.sqrt(norms), np.diff(X.indptr))
-        X = sp.csr_array((data, X.indices, X.indptr), shape=X.shape)
-        norms = np.ones(n)
-    tile = _tile_rows(len(C), 8)
-    labels, best = np.empty(n, np.int32), np.empty(n)
-    for i in range(0, n, tile):
-        S = X[i : i + tile] @ C_T
-        S -= half_norms
-        labels[i : i + tile] = chosen = choose(S)
-        best[i : i + tile] = S[np.arange(len(S)), chosen]
-    squared = norms - 2 * best
-    near = np.flatnonzero(~_resolved(norms, squared, X.shape[1]))
-    some = max(1, TILE_BYTES // (8 * X.shape[1]))
-    for i in range(0, len(near), some):
-        rows = near[i : i + some]
-        D = X[rows].toarray() - C[labels[rows]]
-        squared[rows] = np.einsum("ij,ij->i", D, D)
-    yield Assigned(np.arange(n), X, labels, _at_least_0(squared))
+    def _as(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """The centers and what is added to their products with rows, in a precision."""
+        if dtype not in self._rounded:
+            with np.errstate(over="ignore"):  # float32 ends at 1e38: such rows come out unresolved
+                self._rounded[dtype] = self._C.astype(dtype), self._offsets.astype(dtype)
+        return self._rounded[dtype]
+
+    def _dense(self, X: np.ndarray, places: np.ndarray | None) -> Iterator[Assigned]:
+        n, d = X.shape
+        C, offsets = self._as(X.dtype)
+        k = len(C)
+        product = sgemm if X.dtype == np.float32 else dgemm
+        chunk = _even(n, CHUNK_ROWS)
+        tile = _even(chunk, _tile_rows(k, X.itemsize))
+        buffer = None if self._space.as_is else _scratch.array("rows", chunk, d, X.dtype)
+        scores = _scratch.array("scores", tile, k, X.dtype)
+        first = np.arange(0, scores.size, k)
+        for start in range(0, n, chunk):
+            rows = slice(start, min(start + chunk, n))
+            m = rows.stop - start
+            placed = X[rows] if buffer is None else self._space.placed(X[rows], out=buffer[:m])
+            labels, best, norms = np.empty(m, np.int32), np.empty(m, X.dtype), np.empty(m, X.dtype)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for i in range(0, m, tile):
+                    part = placed[i : i + tile]
+                    S = scores[: len(part)]
+                    S[:] = offsets
+                    # In BLAS's order of columns: S.T = C part.T + S.T, in place.
+                    S = product(1, C.T, part.T, 1, S.T, trans_a=True, overwrite_c=True).T
+                    labels[i : i + tile] = chosen = self._choose(S)
+                    best[i : i + tile] = S.ravel().take(first[: len(part)] + chosen)
+                    np.einsum("ij,ij->i", part, part, out=norms[i : i + tile])
+                squared = np.multiply(best, -2, out=best)
+                squared += norms
+                resolved = _resolved(norms, squared, d)
+            if X.dtype == np.float64 and not resolved.all():
+                near = np.flatnonzero(~resolved)
+                D = placed[near] - self._C[labels[near]]
+                squared[near], resolved[:] = np.einsum("ij,ij->i", D, D), True
+            if resolved.all():
+                here = rows if places is None else places[rows]
+                yield Assigned(here, placed, labels, squared.astype(np.float64, copy=False))
+                continue
+            here = np.arange(n)[rows] if places is None else places[rows]
+            if resolved.any():
+                kept = placed[resolved], labels[resolved], squared[resolved].astype(np.float64)
+                yield Assigned(here[resolved], *kept)
+            again = X[rows][~resolved].astype(np.float64)
+            yield from self._dense(again, here[~resolved])
+
+    def _sparse(self, X: Any) -> Iterator[Assigned]:
+        n = X.shape[0]
+        C = self._C
+        C_T = np.ascontiguousarray(C.T)
+        norms = squared_norms(X)
+        if self._space.unit:
+            data = X.data / np.repeat(np.sqrt(norms), np.diff(X.indptr))
+            X = sp.csr_array((data, X.indices, X.indptr), shape=X.shape)
+            norms = np.ones(n)
+        tile = _tile_rows(len(C), 8)
+        labels, best = np.empty(n, np.int32), np.empty(n)
+        for i in range(0, n, tile):
+            S = X[i : i + tile] @ C_T
+            S += self._offsets
+            labels[i : i + tile] = chosen = self._choose(S)
+            best[i : i + tile] = S[np.arange(len(S)), chosen]
+        squared = norms - 2 * best
+        near = np.flatnonzero(~_resolved(norms, squared, X.shape[1]))
+        some = max(1, TILE_BYTES // (8 * X.shape[1]))
+        for i in range(0, len(near), some):
+            rows = near[i : i + some]
+            D = X[rows].toarray() - C[labels[rows]]
+            squared[rows] = np.einsum("ij,ij->i", D, D)
+        yield Assigned(slice(n), X, labels, squared)
 
 
 class _Scratch(threading.local):
@@ -221,10 +231,6 @@ def _resolved(norms: np.ndarray, squared: np.ndarray, d: int) -> np.ndarray:
     return resolved & np.isfinite(squared)
 
 
-def _at_least_0(squared: np.ndarray) -> np.ndarray:
-    return np.maximum(squared, 0, dtype=np.float64)
-
-
 def add_sums(sums: np.ndarray, piece: Assigned, w: np.ndarray) -> None:
     """Add the weighted rows of a piece to the sums (k, d) of their centers: one sparse product.
 
@@ -249,6 +255,6 @@ def distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) and squared distances (n,) of all rows."""
     labels, squared = np.empty(X.shape[0], np.intp), np.empty(X.shape[0])
-    for piece in assigned(X, space, centers, choose):
+    for piece in Nearest(space, centers, choose).assigned(X):
         labels[piece.rows], squared[piece.rows] = piece.labels, piece.squared
     return labels, squared

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,29 @@ class Walk:
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
         return self.stage(*arguments)
+
+
+def over(rows: Callable[[Block], Block], stage: Stage) -> Stage:
+    """The stage over what ``rows`` makes of each block."""
+    if isinstance(stage, Walk):
+        return Walk(partial(_walk_over, rows, stage.stage))
+    return partial(_stage_over, rows, stage)
+
+
+def _walk_over(
+    rows: Callable[[Block], Block],
+    stage: Stage,
+    handle: Handle,
+    blocks: Iterable[Block],
+    *parameters: Any,
+) -> tuple[Any, ...]:
+    return stage(handle, map(rows, blocks), *parameters)
+
+
+def _stage_over(
+    rows: Callable[[Block], Block], stage: Stage, block: Block, *parameters: Any
+) -> tuple[Any, ...]:
+    return stage(rows(block), *parameters)
 
 
 @dataclass(frozen=True)

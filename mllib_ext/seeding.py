@@ -23,8 +23,9 @@ from mllib_ext.blas import one_thread
 from mllib_ext.blockfile import Block
 from mllib_ext.columns import Matrix, stacked
 from mllib_ext.distances import dense_rows
-from mllib_ext.lloyd import Rounds, means, statistics
+from mllib_ext.lloyd import Rounds, means, share, statistics
 from mllib_ext.nearest import distances
+from mllib_ext.partials import Walk
 from mllib_ext.space import Space
 
 # Candidates of a round for each center, as in pyspark.ml, and what few centers are given beside:
@@ -81,7 +82,7 @@ def k_means_parallel(
     candidates = np.unique(space.settle(candidates), axis=0)
     if len(candidates) <= k:
         return np.resize(candidates, (k, candidates.shape[1]))
-    _, weights, _ = rounds.sum(statistics, space, candidates)
+    _, weights, _ = rounds.sum(Walk(share), space, candidates)
     with one_thread():
         return reduced(candidates, weights, k, space, np.random.default_rng([*seed, steps]))
 
@@ -120,7 +121,7 @@ def reduced(
     for _ in range(int(np.clip(RESTART_DISTANCES // (len(candidates) * k), 1, RESTARTS))):
         found = plus_plus(candidates, weights, k, space, rng)
         for _ in range(CANDIDATE_ROUNDS):
-            sums, sizes, cost = statistics(block, space, found)
+            sums, sizes, cost = statistics([block], space, found)
             moved = means(space, sums, sizes, found)
             if np.array_equal(moved, found):
                 break

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
 from mllib_ext import nearest
-from mllib_ext.nearest import add_sums, assigned, distances
+from mllib_ext.nearest import Nearest, add_sums, distances
 from mllib_ext.space import Space
 
 RNG = np.random.default_rng(0)
@@ -125,9 +125,9 @@ def test_every_row_is_added_once_to_the_sum_of_its_center(kind, as_is):
     rows = sp.csr_array(X) if kind == "csr" else X.astype(kind)
     space = Space(np.zeros(7)) if as_is or kind == "csr" else about_the_mean(rows)
     sums, seen = np.zeros((5, 7)), []
-    for piece in assigned(rows, space, centers):
+    for piece in Nearest(space, centers).assigned(rows):
         add_sums(sums, piece, w[piece.rows])
-        seen.append(piece.rows)
+        seen.append(np.arange(500)[piece.rows])
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(500))
     labels = cdist(X, centers).argmin(axis=1)
     expected = [(w[labels == j, None] * (X - space.origin)[labels == j]).sum(0) for j in range(5)]

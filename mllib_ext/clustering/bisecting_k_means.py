@@ -31,7 +31,7 @@ from mllib_ext.clustering.clusterer import SEED, Clusterer, ClusteringModel, ref
 from mllib_ext.columns import Matrix
 from mllib_ext.fitting import DRIVER_BYTES
 from mllib_ext.lloyd import Rounds
-from mllib_ext.nearest import add_sums, assigned, distances
+from mllib_ext.nearest import Nearest, add_sums, distances
 from mllib_ext.optimizers.loop import Callback, Record, Result, Settings, State, iterate
 from mllib_ext.persistence import SavesParams
 from mllib_ext.space import Space
@@ -247,7 +247,7 @@ def leaf_statistics(
     """One block's sums (m, d), weights (m,) and costs (m,) at the leaves of a tree."""
     m, d = centers.shape
     sums, sizes, costs = np.zeros((m, d)), np.zeros(m), np.zeros(m)
-    for piece in assigned(block.X, space, centers, descent):
+    for piece in Nearest(space, centers, descent).assigned(block.X):
         w = block.w[piece.rows]
         add_sums(sums, piece, w)
         sizes += np.bincount(piece.labels, w, m)
@@ -262,7 +262,7 @@ def stretch(
     m, d = centers.shape
     C = centers - space.origin
     stretched, total = np.zeros((m, d)), np.zeros(m)
-    for piece in assigned(block.X, space, centers, descent):
+    for piece in Nearest(space, centers, descent).assigned(block.X):
         along = (piece.placed @ directions.T)[np.arange(len(piece.labels)), piece.labels]
         along = along - np.einsum("ij,ij->i", C, directions)[piece.labels]
         weights = block.w[piece.rows] * along

@@ -29,8 +29,9 @@ from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.clustering.clusterer import ClusteringModel
 from mllib_ext.clustering.k_means import KMeansParams, StartsFromCenters
-from mllib_ext.lloyd import Rounds, statistics
+from mllib_ext.lloyd import Rounds, share
 from mllib_ext.optimizers.loop import Result, Settings, State, iterate
+from mllib_ext.partials import Walk, over
 from mllib_ext.persistence import SavesParams
 from mllib_ext.space import Space
 from mllib_ext.summaries import HasKMeansSummary
@@ -80,10 +81,10 @@ class Sampling:
 
     def evaluated(self, centers: np.ndarray, seen: np.ndarray, number: int, moved: float) -> Moving:
         """Centers as a state: one round over a sample."""
-        stage = partial(sampled, self.fraction, [self.seed, number])
+        stage = over(partial(sample, self.fraction, [self.seed, number]), Walk(share))
         sums, sizes, cost = self.rounds.sum(stage, self.space, centers)
         if not sizes.any():  # a small share of few rows may be none: then all of them
-            sums, sizes, cost = self.rounds.sum(statistics, self.space, centers)
+            sums, sizes, cost = self.rounds.sum(Walk(share), self.space, centers)
         return Moving(
             loss=float(cost * self.weight_sum / sizes.sum()),
             step_size=moved,
@@ -110,14 +111,12 @@ class Sampling:
         return lloyd.evaluated(self.rounds, self.space, state.centers).loss
 
 
-def sampled(
-    fraction: float, seed: list[int], block: Block, space: Space, centers: np.ndarray
-) -> tuple[Any, ...]:
-    """:func:`~mllib_ext.lloyd.statistics` of a sample of a block's rows."""
+def sample(fraction: float, seed: list[int], block: Block) -> Block:
+    """A share of a block's rows."""
     rng = np.random.default_rng([*seed, block.partition, block.start])
     drawn = np.flatnonzero(rng.random(block.n) < fraction)
     X = block.X if len(drawn) == block.n else block.X[drawn]
-    return statistics(replace(block, X=X, w=block.w[drawn]), space, centers)
+    return replace(block, X=X, w=block.w[drawn])
 
 
 def fit(

@@ -162,7 +162,7 @@ def _rate(X: np.ndarray, repeats: int) -> Comparison:
     square = np.random.default_rng(1).normal(size=(2048, 2048)).astype(X.dtype)
     with threadpool_limits(1):
         runs = {
-            "mllib_ext, one thread": lambda: statistics(block, space, centers),
+            "mllib_ext, one thread": lambda: statistics([block], space, centers),
             "square product": lambda: square @ square,
         }
         step, product = alternate(runs, max(15, repeats))

@@ -23,6 +23,7 @@ from mllib_ext.ivf import Cells
 from mllib_ext.knn.items import ARROW, stacked
 from mllib_ext.lloyd import Rounds, dense_rows
 from mllib_ext.optimizers.loop import Settings, iterate
+from mllib_ext.partials import over
 from mllib_ext.space import SPACES
 
 # Cells by the square root of the number of items: ranking the centroids then takes a query as long
@@ -41,23 +42,22 @@ class Sample:
     limit: np.uint64
 
     def sum(self, stage: Any, *parameters: Any) -> tuple[Any, ...]:
-        return self.blocks.sum(partial(_of_sample, self.seed, self.limit, stage), *parameters)
+        return self.blocks.sum(over(self._rows, stage), *parameters)
 
     def reduce(self, stage: Any, merge: Any, *parameters: Any) -> tuple[Any, ...]:
-        staged = partial(_of_sample, self.seed, self.limit, stage)
-        return self.blocks.reduce(staged, merge, *parameters)
+        return self.blocks.reduce(over(self._rows, stage), merge, *parameters)
+
+    @property
+    def _rows(self) -> Any:
+        return partial(_hashed_up_to, self.seed, self.limit)
 
     def drain(self) -> tuple[Any, ...]:
         return self.blocks.drain()
 
 
-def _of_sample(
-    seed: int, limit: np.uint64, stage: Any, block: Block, *parameters: Any
-) -> tuple[Any, ...]:
+def _hashed_up_to(seed: int, limit: np.uint64, block: Block) -> Block:
     rows = np.flatnonzero(_hashes(block.id, seed) <= limit)
-    X, w = block.X[rows], block.w[rows]
-    result: tuple[Any, ...] = stage(replace(block, X=X, w=w, id=block.id[rows]), *parameters)
-    return result
+    return replace(block, X=block.X[rows], w=block.w[rows], id=block.id[rows])
 
 
 def _hashes(ids: np.ndarray, seed: int) -> np.ndarray:
