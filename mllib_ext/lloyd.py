@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from mllib_ext.blockfile import Block, Handle
-from mllib_ext.columns import Matrix
+from mllib_ext.distances import dense_rows
 from mllib_ext.nearest import Nearest, add_sums, distances
 from mllib_ext.optimizers.loop import Callback, Result, Rule, Settings, State, iterate
 from mllib_ext.partials import Walk
@@ -221,7 +221,7 @@ def farthest(block: Block, space: Space, centers: np.ndarray) -> tuple[np.ndarra
     first = order[np.diff(labels[order], prepend=-1) > 0]
     found = labels[first]
     squared[found], weights[found] = distance[first], block.w[first]
-    rows[found] = dense_rows(block.X, first)
+    rows[found] = dense_rows(block.X[first])
     return squared, rows, weights
 
 
@@ -230,14 +230,6 @@ def farther(left: tuple[np.ndarray, ...], right: tuple[np.ndarray, ...]) -> tupl
     better = right[0] > left[0]
     rows = np.where(better[:, None], right[1], left[1])
     return np.where(better, right[0], left[0]), rows, np.where(better, right[2], left[2])
-
-
-def dense_rows(X: Matrix, places: np.ndarray) -> np.ndarray:
-    """Some rows of a block, (m, d)."""
-    if isinstance(X, np.ndarray):
-        return X[places]
-    rows: np.ndarray = X[places].toarray()
-    return rows
 
 
 def without_needless(rounds: Rounds, space: Space, state: Clusters) -> Clusters:

@@ -18,10 +18,10 @@ from mllib_ext import lloyd
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import Matrix
-from mllib_ext.distances import Metric
+from mllib_ext.distances import Metric, dense_rows
 from mllib_ext.ivf import Cells
 from mllib_ext.knn.items import ARROW, stacked
-from mllib_ext.lloyd import Rounds, dense_rows
+from mllib_ext.lloyd import Rounds
 from mllib_ext.optimizers.loop import Settings, iterate
 from mllib_ext.partials import over
 from mllib_ext.space import SPACES
@@ -99,7 +99,7 @@ def _least_hashes(size: int, seed: int, block: Block) -> tuple[np.ndarray, np.nd
     """One block's rows of the least hashes: hashes (m,), rows (m, d)."""
     hashes = _hashes(block.id, seed)
     least = np.argsort(hashes, kind="stable")[:size]
-    return hashes[least], dense_rows(block.X, least)
+    return hashes[least], dense_rows(block.X[least])
 
 
 def _least(size: int, left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
