@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mllib_ext.curves import Residuals, ScoreBins
-from mllib_ext.ivf import Recall
 from mllib_ext.monitor.events import compute_seconds, partitions
+from mllib_ext.neighbors.ivf import Recall
 from mllib_ext.optimizers.loop import Record
 
 # Cells of a larger matrix are narrower than the numbers in them.

@@ -13,9 +13,10 @@ from pyspark.ml.linalg import SparseVector, Vectors, VectorUDT
 from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, StructField, StructType
 
-from mllib_ext.base import _column, _predict_batch, as_row, dense, frozen
+from mllib_ext.base import as_row, dense, frozen
 from mllib_ext.classification import LogisticRegression, LogisticRegressionModel
 from mllib_ext.columns import BadRow, Features
+from mllib_ext.prediction import _column, _predict_batch
 from mllib_ext.regression import LinearRegression, LinearRegressionModel
 
 FLOATS = StructType([StructField(name, DoubleType()) for name in "ab"])

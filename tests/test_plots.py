@@ -22,7 +22,7 @@ from mllib_ext import figures, plots
 from mllib_ext.blocks import PartitionReport, Round
 from mllib_ext.classification import LogisticRegressionModel
 from mllib_ext.curves import score_bins
-from mllib_ext.ivf import Recall
+from mllib_ext.neighbors.ivf import Recall
 from mllib_ext.optimizers.loop import Change, Checkpoint, Record, Settings, State, Stop, iterate
 from mllib_ext.regression import LinearRegressionModel
 

@@ -14,7 +14,7 @@ from pyspark.ml.param.shared import HasPredictionCol, HasRawPredictionCol
 from pyspark.sql import DataFrame
 
 from mllib_ext import cascade
-from mllib_ext.base import HasCallbacks, Output, as_row, frozen, with_predictions
+from mllib_ext.base import HasCallbacks, as_row, frozen
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.cascade import CascadeSettings, TooManySupportVectors
@@ -32,6 +32,7 @@ from mllib_ext.mapped import Mapped
 from mllib_ext.moments import merge, moments
 from mllib_ext.one_class import OneClassMachine, OneClassProblem
 from mllib_ext.persistence import SavesParams
+from mllib_ext.prediction import Output, with_predictions
 
 
 class OneClassSVMParams(KernelParams, HasPredictionCol, HasRawPredictionCol):

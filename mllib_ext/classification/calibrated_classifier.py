@@ -31,7 +31,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import IntegralType
 from scipy.special import expit
 
-from mllib_ext.base import Fitted, class_outputs, frozen, with_predictions
+from mllib_ext.base import Fitted, frozen
 from mllib_ext.blocks import Blocks
 from mllib_ext.calibration import fit_sigmoids, normalised, overview, scores
 from mllib_ext.classes import class_weights, merge_class_moments
@@ -39,6 +39,7 @@ from mllib_ext.columns import Matrix, data_type, number, quoted, refuse_no_dataf
 from mllib_ext.fitting import DRIVER_BYTES
 from mllib_ext.names import did_you_mean
 from mllib_ext.persistence import ArraysReader, ArraysWriter, SavesParams
+from mllib_ext.prediction import class_outputs, with_predictions
 
 METHODS = ("sigmoid", "isotonic")
 

@@ -14,15 +14,7 @@ from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
 from mllib_ext import cascade
-from mllib_ext.base import (
-    HasCallbacks,
-    HasFeatures,
-    as_row,
-    class_outputs,
-    dense,
-    frozen,
-    with_predictions,
-)
+from mllib_ext.base import HasCallbacks, HasFeatures, as_row, dense, frozen
 from mllib_ext.blocks import Blocks
 from mllib_ext.cascade import CascadeSettings, Problem
 from mllib_ext.classes import class_weights, declared_classes, merge_class_moments
@@ -39,6 +31,7 @@ from mllib_ext.kernel_machine import Machine, Rows, votes
 from mllib_ext.kernels import Kernel
 from mllib_ext.mapped import Mapped
 from mllib_ext.persistence import SavesParams
+from mllib_ext.prediction import class_outputs, with_predictions
 
 
 def to_class_weight(value: Any) -> str | dict[int, float]:

@@ -11,15 +11,8 @@ from pyspark.ml.linalg import DenseVector, SparseMatrix, Vector, Vectors
 from pyspark.ml.linalg import Matrix as SparkMatrix
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import (
-    Trained,
-    as_row,
-    class_outputs,
-    compressed_matrix,
-    dense,
-    frozen,
-    with_predictions,
-)
+from mllib_ext.base import Trained, as_row, compressed_matrix, dense, frozen
+from mllib_ext.prediction import class_outputs, with_predictions
 
 
 class LinearClassifier(Trained, ClassificationModel):  # type: ignore[misc]

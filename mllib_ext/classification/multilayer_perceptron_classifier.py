@@ -25,7 +25,7 @@ from pyspark.ml.classification import (
 from pyspark.ml.linalg import Vector
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import class_outputs, dense, with_predictions
+from mllib_ext.base import dense
 from mllib_ext.blocks import Blocks
 from mllib_ext.classes import (
     chosen,
@@ -45,6 +45,7 @@ from mllib_ext.multilayer_perceptron import (
     outputs,
 )
 from mllib_ext.persistence import SavesParams
+from mllib_ext.prediction import class_outputs, with_predictions
 from mllib_ext.summaries import HasMultilayerPerceptronSummary
 
 

@@ -10,20 +10,13 @@ from pyspark.ml.linalg import DenseMatrix, Matrix, Vector
 from pyspark.ml.param import Param, Params
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import (
-    HasCallbacks,
-    HasFeatures,
-    Output,
-    Trained,
-    as_row,
-    frozen,
-    with_predictions,
-)
+from mllib_ext.base import HasCallbacks, HasFeatures, Trained, as_row, frozen
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import Matrix as Rows
 from mllib_ext.distances import squared_norms
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.nearest import distances
+from mllib_ext.prediction import Output, with_predictions
 from mllib_ext.space import SPACES, Space
 
 # HasSeed's own default is the hash of the class's name, another one in each session.

@@ -18,12 +18,13 @@ from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasInputCols, HasOutputCol, HasSeed
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import Fitted, Output, as_row, dense, with_predictions
+from mllib_ext.base import Fitted, as_row, dense
 from mllib_ext.columns import Matrix
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.mapped import Mapped, Shipped
 from mllib_ext.names import did_you_mean
 from mllib_ext.persistence import SavesParams
+from mllib_ext.prediction import Output, with_predictions
 
 OUTPUT_TYPES = ("vector", "array<float>", "array<double>")
 # Rows that are mapped at once: as many as keep each of a few temporaries in this size.

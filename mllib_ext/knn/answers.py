@@ -6,7 +6,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from mllib_ext.columns import Features, quoted
-from mllib_ext.knn.items import Items, id_column
+from mllib_ext.neighbors.items import Items, id_column
 
 # The column of a query's neighbours: a struct of ``indices`` and ``distances``.
 PACKED = "mllib_ext neighbors"

@@ -1,4 +1,4 @@
-"""Approximate nearest neighbours by an inverted file: :mod:`mllib_ext.ivf`.
+"""Approximate nearest neighbours by an inverted file: :mod:`mllib_ext.neighbors.ivf`.
 
 The names are those of ``spark_rapids_ml.knn``. There each partition has an index of its own; here
 there is one, so that the answer does not depend on partitions.
@@ -6,11 +6,9 @@ there is one, so that the answer does not depend on partitions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 from pyspark import keyword_only
 from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLReader, MLWriter
@@ -19,9 +17,7 @@ from pyspark.sql import functions as F
 
 from mllib_ext import storage
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import Matrix, quoted, refuse_no_dataframe
-from mllib_ext.distances import Metric
-from mllib_ext.ivf import Cells, InvertedFile, Recall
+from mllib_ext.columns import quoted, refuse_no_dataframe
 from mllib_ext.knn.answers import (
     PACKED,
     answer_columns,
@@ -30,14 +26,14 @@ from mllib_ext.knn.answers import (
     refuse_duplicates,
     whole_row,
 )
-from mllib_ext.knn.cells import CelledItems, default_n_cells, trained_cells
-from mllib_ext.knn.index_files import CELL, IndexWriter, read_index, with_cells
-from mllib_ext.knn.items import Codes, Items, refuse_directionless
+from mllib_ext.knn.index_files import IndexWriter, read_index
 from mllib_ext.knn.params import UNIQUE_ID, ApproximateParams
-from mllib_ext.knn.plans import with_neighbors
 from mllib_ext.knn.search_model import SearchModel
+from mllib_ext.neighbors.cells import CELL, CelledItems, default_n_cells, trained_cells, with_cells
+from mllib_ext.neighbors.items import Codes, Items, refuse_directionless
+from mllib_ext.neighbors.ivf import Cells, InvertedFile, Recall
+from mllib_ext.neighbors.plans import Index, Probes, with_neighbors
 from mllib_ext.persistence import ParamsReader, SavesParams, restored
-from mllib_ext.top_k import Neighbors
 
 
 class ApproximateNearestNeighbors(
@@ -127,26 +123,6 @@ class ApproximateNearestNeighbors(
         if "nprobe" not in self.getAlgoParams():
             model._measure()
         return model
-
-
-@dataclass(frozen=True)
-class Index:
-    """An inverted file, and what the ids in it stand for."""
-
-    file: InvertedFile
-    codes: Codes
-
-
-@dataclass(frozen=True)
-class Probes:
-    """How neighbours are looked up: a :class:`mllib_ext.knn.plans.Lookup` of an index."""
-
-    k: int
-    n: int
-    metric: Metric
-
-    def neighbors(self, index: Index, Q: Matrix, ids: pa.Array) -> Neighbors:
-        return index.file.neighbors(Q, self.k, self.n)
 
 
 class ApproximateNearestNeighborsModel(

@@ -14,22 +14,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from mllib_ext import storage
-from mllib_ext.base import annotated, by_rows
-from mllib_ext.ivf import Cells, Recall
-from mllib_ext.knn.plans import Side
-from mllib_ext.mapped import Mapped
+from mllib_ext.neighbors.cells import CELL, with_cells
+from mllib_ext.neighbors.ivf import Recall
 from mllib_ext.persistence import ParamsWriter
 
-MANIFEST, CENTROIDS, ITEMS, CELL = "manifest.json", "centroids", "items", "mllib_ext_cell"
+MANIFEST, CENTROIDS, ITEMS = "manifest.json", "centroids", "items"
 VERSION = 1
 
 
@@ -104,16 +100,3 @@ def read_index(spark: SparkSession, path: str) -> StoredIndex:
         centroids=flat.reshape(manifest["nlist"], manifest["n_features"]),
         recall=Recall.of_json(manifest["recall"]),
     )
-
-
-def with_cells(items: DataFrame, side: Side, cells: Cells) -> DataFrame:
-    """The items with one more column: their cells."""
-    mapped = Mapped(items.sparkSession.sparkContext, cells)
-    udf = F.arrow_udf(annotated(partial(_cells_of, side, mapped)), "int")  # type: ignore[call-overload]
-    return by_rows(items).withColumn(CELL, udf(*side.columns(items)))
-
-
-def _cells_of(side: Side, mapped: Mapped, *arrays: pa.Array) -> pa.Array:
-    cells: Cells = mapped.open()
-    ((X, _),) = side.decode([arrays], cells.metric)
-    return pa.array(cells.of(X).astype(np.int32))

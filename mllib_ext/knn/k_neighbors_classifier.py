@@ -1,4 +1,4 @@
-"""Classification by a vote of the nearest rows (:mod:`mllib_ext.knn.votes`)."""
+"""Classification by a vote of the nearest rows (:mod:`mllib_ext.neighbors.votes`)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pyspark import keyword_only
 from pyspark.ml.classification import ProbabilisticClassificationModel, ProbabilisticClassifier
 from pyspark.ml.linalg import Vector
 
-from mllib_ext.base import Output, dense
+from mllib_ext.base import dense
 from mllib_ext.blocks import Blocks
 from mllib_ext.classes import (
-    chosen,
     class_weights,
     declared_classes,
     refuse_number_of_thresholds,
 )
 from mllib_ext.knn.predictors import KNeighborsEstimator, KNeighborsModel
-from mllib_ext.knn.votes import LabelledRows, class_votes
+from mllib_ext.neighbors.votes import LabelledRows, classified
 from mllib_ext.persistence import SavesParams
+from mllib_ext.prediction import Output
 
 
 class KNeighborsClassificationModel(KNeighborsModel, ProbabilisticClassificationModel):  # type: ignore[misc]
@@ -62,7 +62,7 @@ class KNeighborsClassificationModel(KNeighborsModel, ProbabilisticClassification
 
     def _answer(self, names: Any) -> Any:
         thresholds = np.array(self.getThresholds()) if self.isDefined("thresholds") else None
-        return partial(_classify, self._n_classes, thresholds, names)
+        return partial(classified, self._n_classes, thresholds, names)
 
     def predictRaw(self, value: Vector) -> Vector:
         """The votes of one row, for each class."""
@@ -75,19 +75,6 @@ class KNeighborsClassificationModel(KNeighborsModel, ProbabilisticClassification
     def predict(self, value: Vector) -> float:
         """The class of one row."""
         return float(self._predict_row(value)["prediction"][0])
-
-
-def _classify(
-    n_classes: int,
-    thresholds: np.ndarray | None,
-    names: tuple[str, str, str],
-    labels: np.ndarray,
-    weights: np.ndarray,
-) -> dict[str, np.ndarray]:
-    raw = class_votes(labels, weights, n_classes)
-    probability = raw / raw.sum(axis=1, keepdims=True)
-    prediction = chosen(probability, thresholds)
-    return dict(zip(names, (raw, probability, prediction), strict=True))
 
 
 class KNeighborsClassifier(KNeighborsEstimator, ProbabilisticClassifier, SavesParams):  # type: ignore[misc]

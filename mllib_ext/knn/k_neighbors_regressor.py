@@ -1,20 +1,19 @@
-"""Regression by the mean label of the nearest rows (:mod:`mllib_ext.knn.votes`)."""
+"""Regression by the mean label of the nearest rows (:mod:`mllib_ext.neighbors.votes`)."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
 from pyspark import keyword_only
 from pyspark.ml.linalg import Vector
 from pyspark.ml.regression import RegressionModel, Regressor
 
-from mllib_ext.base import Output
 from mllib_ext.blocks import Blocks
 from mllib_ext.knn.predictors import KNeighborsEstimator, KNeighborsModel
-from mllib_ext.knn.votes import LabelledRows
+from mllib_ext.neighbors.votes import LabelledRows, mean_label
 from mllib_ext.persistence import SavesParams
+from mllib_ext.prediction import Output
 
 
 class KNeighborsRegressionModel(KNeighborsModel, RegressionModel):  # type: ignore[misc]
@@ -36,16 +35,11 @@ class KNeighborsRegressionModel(KNeighborsModel, RegressionModel):  # type: igno
         return {self.getPredictionCol(): Output("double", {})}
 
     def _answer(self, names: Any) -> Any:
-        return partial(_average, names)
+        return partial(mean_label, names)
 
     def predict(self, value: Vector) -> float:
         """The prediction of one row."""
         return float(self._predict_row(value)["prediction"][0])
-
-
-def _average(names: tuple[str], labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    (name,) = names
-    return {name: (weights * labels).sum(axis=1) / weights.sum(axis=1)}
 
 
 class KNeighborsRegressor(KNeighborsEstimator, Regressor, SavesParams):  # type: ignore[misc]

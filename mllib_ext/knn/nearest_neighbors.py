@@ -6,7 +6,7 @@ r"""Exact k nearest neighbours of every query row among item rows.
     \text{ by } \big(d(q, x), \mathrm{id}(x)\big)
 
 The names and results are those of ``spark_rapids_ml.knn``. How the answer is found to be exact is
-told in :mod:`mllib_ext.top_k`, how rows meet in :mod:`mllib_ext.knn.plans`.
+told in :mod:`mllib_ext.neighbors.top_k`, how rows meet in :mod:`mllib_ext.neighbors.plans`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from mllib_ext.knn.answers import (
     refuse_duplicates,
     whole_row,
 )
-from mllib_ext.knn.items import Items, id_column, refuse_directionless
 from mllib_ext.knn.params import NearestNeighborsParams
-from mllib_ext.knn.plans import (
+from mllib_ext.knn.search_model import SearchModel
+from mllib_ext.neighbors.items import Items, id_column, refuse_directionless
+from mllib_ext.neighbors.plans import (
     GROUP_BYTES,
     Side,
     broadcast_queries,
     exchange,
     with_neighbors,
 )
-from mllib_ext.knn.search_model import SearchModel
+from mllib_ext.neighbors.top_k import prepared
 from mllib_ext.persistence import ParamsReader, ParamsWriter, SavesParams, restored
-from mllib_ext.top_k import prepared
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class NearestNeighbors(Estimator["NearestNeighborsModel"], NearestNeighborsParam
     excludeSelf : bool
         Items of the query's own id are not its neighbours.
     plan : {"auto", "broadcast_items", "broadcast_queries", "exchange"}
-        See :mod:`mllib_ext.knn.plans`.
+        See :mod:`mllib_ext.neighbors.plans`.
     broadcastThresholdInMB : float
         What ``auto`` sends to all executors is no larger.
 

@@ -11,13 +11,13 @@ from pyspark.ml.param.shared import HasInputCol, HasInputCols, HasSeed
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from mllib_ext import ivf
 from mllib_ext.base import set_columns
 from mllib_ext.columns import Features
 from mllib_ext.distances import Metric, metric
-from mllib_ext.knn.items import id_column
-from mllib_ext.knn.plans import Request, Side
 from mllib_ext.names import did_you_mean
+from mllib_ext.neighbors import ivf
+from mllib_ext.neighbors.items import id_column
+from mllib_ext.neighbors.plans import Request, Side
 
 PLANS = ("auto", "broadcast_items", "broadcast_queries", "exchange")
 UNIQUE_ID = "unique_id"

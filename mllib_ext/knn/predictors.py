@@ -17,7 +17,7 @@ from pyspark.ml.param.shared import HasMaxBlockSizeInMB, HasWeightCol
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
 
-from mllib_ext.base import HasFeatures, Output, as_row, with_predictions
+from mllib_ext.base import HasFeatures, as_row
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import (
     BadRow,
@@ -29,11 +29,12 @@ from mllib_ext.columns import (
     stacked,
 )
 from mllib_ext.fitting import FitsOverBlocks
-from mllib_ext.knn.items import refuse_zeros
 from mllib_ext.knn.params import HasNeighbors
-from mllib_ext.knn.votes import LabelledRows, Settings
-from mllib_ext.mapped import Mapped, Shipped
+from mllib_ext.mapped import Shipped
+from mllib_ext.neighbors.items import refuse_zeros
+from mllib_ext.neighbors.votes import LabelledRows, Settings, predicted
 from mllib_ext.persistence import ParamsReader, ParamsWriter, restored
+from mllib_ext.prediction import Output, with_predictions
 
 WEIGHTS = ("uniform", "distance")
 
@@ -158,7 +159,7 @@ class KNeighborsModel(Shipped, Model, KNeighborsParams, MLWritable, MLReadable[A
         settings, outputs = self._settings(), self._outputs()
         features = Features.of(dataset.schema, self._features())
         answer = self._answer(tuple(outputs))
-        predict = partial(_predict, self._shipped(dataset), features, settings, answer)
+        predict = partial(predicted, self._shipped(dataset), features, settings, answer)
         return with_predictions(self, dataset, self.numFeatures, outputs, predict)
 
     @property
@@ -186,20 +187,6 @@ class KNeighborsModel(Shipped, Model, KNeighborsParams, MLWritable, MLReadable[A
             f"{type(self).__name__}: uid={self.uid}, numItems={self.numItems}, "
             f"numFeatures={self.numFeatures}"
         )
-
-
-def _predict(
-    mapped: Mapped, features: Features, settings: Settings, answer: Any, X: Matrix
-) -> dict[str, np.ndarray]:
-    try:
-        features.refuse_non_finite(X)
-        if settings.metric.name == "cosine":
-            refuse_zeros(features.label, X)
-    except BadRow as bad:
-        raise ValueError(f"{bad} (row {bad.row} of its batch)") from None
-    rows: LabelledRows = mapped.open()
-    columns: dict[str, np.ndarray] = answer(*rows.votes(X, settings))
-    return columns
 
 
 class _Writer(ParamsWriter):

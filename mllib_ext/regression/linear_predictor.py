@@ -10,8 +10,9 @@ from pyspark.ml.linalg import Vector
 from pyspark.ml.regression import RegressionModel
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import Output, Trained, as_row, compressed, frozen, with_predictions
+from mllib_ext.base import Trained, as_row, compressed, frozen
 from mllib_ext.columns import Matrix
+from mllib_ext.prediction import Output, with_predictions
 
 
 class LinearPredictor(Trained, RegressionModel[Vector]):  # type: ignore[misc]

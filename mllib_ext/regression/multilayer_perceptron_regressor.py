@@ -19,7 +19,6 @@ from pyspark.ml.linalg import Vector
 from pyspark.ml.regression import RegressionModel, Regressor
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import Output, with_predictions
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import Matrix
@@ -31,6 +30,7 @@ from mllib_ext.multilayer_perceptron import (
     outputs,
 )
 from mllib_ext.persistence import SavesParams
+from mllib_ext.prediction import Output, with_predictions
 
 
 class MultilayerPerceptronRegressionModel(  # type: ignore[misc]

@@ -26,16 +26,7 @@ from pyspark.ml.util import MLReader, MLWriter
 from pyspark.sql import DataFrame
 
 from mllib_ext import storage
-from mllib_ext.base import (
-    HasCallbacks,
-    HasCheckpoints,
-    HasFeatures,
-    Output,
-    Trained,
-    as_row,
-    dense,
-    with_predictions,
-)
+from mllib_ext.base import HasCallbacks, HasCheckpoints, HasFeatures, Trained, as_row, dense
 from mllib_ext.blocks import Blocks
 from mllib_ext.classes import (
     chosen,
@@ -51,6 +42,7 @@ from mllib_ext.mapped import Mapped, Shipped
 from mllib_ext.optimizers import sgd
 from mllib_ext.optimizers.smooth import minimize
 from mllib_ext.persistence import ParamsReader, ParamsWriter, SavesParams, restored
+from mllib_ext.prediction import Output, with_predictions
 from mllib_ext.stochastic_params import SOLVERS, BatchSizeEstimator, BatchSizeParams
 from mllib_ext.torch.functions import factory, found, loads_again, to_function
 from mllib_ext.torch.needs import torch_package

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits, load_iris, make_blobs
 from arrays import Arrays
 from data_frames import every_kind_of_features
 from mllib_ext import fitting
+from mllib_ext.bisecting import Descent, fit
 from mllib_ext.clustering import BisectingKMeans, BisectingKMeansModel
-from mllib_ext.clustering.bisecting_k_means import Descent, fit
 from mllib_ext.optimizers.loop import Settings, Stop
 from mllib_ext.space import Space
 

@@ -27,7 +27,7 @@ from mllib_ext.knn import (
     KNeighborsRegressionModel,
     KNeighborsRegressor,
 )
-from mllib_ext.knn.votes import LabelledRows, Settings, class_votes, inverse
+from mllib_ext.neighbors.votes import LabelledRows, Settings, class_votes, inverse
 
 X, Y = load_iris(return_X_y=True)
 # Measured to a tenth, iris is full of ties, which scikit-learn decides by the order of the rows.

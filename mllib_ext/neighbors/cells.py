@@ -12,20 +12,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pandas.util import hash_array
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from mllib_ext import lloyd
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import Matrix
 from mllib_ext.distances import Metric, dense_rows
-from mllib_ext.ivf import Cells
-from mllib_ext.knn.items import ARROW, stacked
 from mllib_ext.lloyd import Rounds
+from mllib_ext.mapped import Mapped
+from mllib_ext.neighbors.items import ARROW, stacked
+from mllib_ext.neighbors.ivf import Cells
+from mllib_ext.neighbors.plans import Side
 from mllib_ext.optimizers.loop import Settings, iterate
 from mllib_ext.partials import over
+from mllib_ext.prediction import annotated, by_rows
 from mllib_ext.space import SPACES
 
+# The column of the items' cells.
+CELL = "mllib_ext_cell"
 # Cells by the square root of the number of items: ranking the centroids then takes a query as long
 # as comparing it with the items of four cells.
 CELLS_A_ROOT = 2
@@ -62,6 +68,8 @@ def _hashed_up_to(seed: int, limit: np.uint64, block: Block) -> Block:
 
 def _hashes(ids: np.ndarray, seed: int) -> np.ndarray:
     """A number for each id, uint64, as good as random."""
+    from pandas.util import hash_array  # slow to import, and most of this module needs none of it
+
     hashes: np.ndarray = hash_array(hash_array(ids, categorize=False) ^ np.uint64(seed))
     return hashes
 
@@ -147,3 +155,16 @@ def _with_cells(block: Block, cells: Cells | None) -> tuple[list[Any]]:
 
 def _both(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
     return (left[0] + right[0],)
+
+
+def with_cells(items: DataFrame, side: Side, cells: Cells) -> DataFrame:
+    """The items with one more column: their cells."""
+    mapped = Mapped(items.sparkSession.sparkContext, cells)
+    udf = F.arrow_udf(annotated(partial(_cells_of, side, mapped)), "int")  # type: ignore[call-overload]
+    return by_rows(items).withColumn(CELL, udf(*side.columns(items)))
+
+
+def _cells_of(side: Side, mapped: Mapped, *arrays: pa.Array) -> pa.Array:
+    cells: Cells = mapped.open()
+    ((X, _),) = side.decode([arrays], cells.metric)
+    return pa.array(cells.of(X).astype(np.int32))

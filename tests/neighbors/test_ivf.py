@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from mllib_ext import ivf, top_k
 from mllib_ext.distances import metric
-from mllib_ext.ivf import Cells, InvertedFile, Recall
-from mllib_ext.top_k import Search
+from mllib_ext.neighbors import ivf, top_k
+from mllib_ext.neighbors.ivf import Cells, InvertedFile, Recall
+from mllib_ext.neighbors.top_k import Search
 
 RNG = np.random.default_rng(0)
 MEANS = RNG.normal(size=(30, 6)) * 3

@@ -10,9 +10,9 @@ import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
-from mllib_ext import top_k
 from mllib_ext.distances import ZeroVector, metric
-from mllib_ext.top_k import Search, prepared
+from mllib_ext.neighbors import top_k
+from mllib_ext.neighbors.top_k import Search, prepared
 
 METRICS = ["euclidean", "sqeuclidean", "cosine", "inner_product", "manhattan"]
 

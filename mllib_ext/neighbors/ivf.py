@@ -8,9 +8,9 @@ centroid. A query is compared with the rows of the p cells whose centroids are n
     \mathrm{knn}_p(q) = \text{the first } k \text{ of } \{x : \mathrm{cell}(x) \in
     \mathrm{near}_p(q)\} \text{ by } \big(d(q, x), \mathrm{id}(x)\big)
 
-and among those the answer is exact (:mod:`mllib_ext.top_k`). So a true neighbour is found if and
-only if its cell is looked at, and the true neighbours of a sample of queries give the recall for
-every p at once:
+and among those the answer is exact (:mod:`mllib_ext.neighbors.top_k`). So a true neighbour is found
+if and only if its cell is looked at, and the true neighbours of a sample of queries give the recall
+for every p at once:
 
 .. math::
 
@@ -32,7 +32,7 @@ import numpy as np
 
 from mllib_ext.columns import Matrix
 from mllib_ext.distances import Metric, metric
-from mllib_ext.top_k import ROWS, Neighbors, Part, Search, Tiles
+from mllib_ext.neighbors.top_k import ROWS, Neighbors, Part, Search, Tiles
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "inner_product")
 # Queries whose recall is measured: with a deviation of 0.1 among them, the mean is known to 0.003.

@@ -26,12 +26,13 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from mllib_ext.base import by_rows
 from mllib_ext.columns import BadRow, Features, Matrix
 from mllib_ext.distances import Metric
-from mllib_ext.knn.items import ARROW, Items, checked_ids, decoded_rows, id_column
 from mllib_ext.mapped import Mapped
-from mllib_ext.top_k import Neighbors, Search
+from mllib_ext.neighbors.items import ARROW, Codes, Items, checked_ids, decoded_rows, id_column
+from mllib_ext.neighbors.ivf import InvertedFile
+from mllib_ext.neighbors.top_k import Neighbors, Search
+from mllib_ext.prediction import by_rows
 
 # What a task of an exchange holds of either side.
 GROUP_BYTES = 64 << 20
@@ -72,6 +73,26 @@ class Lookup(Protocol):
     @property
     def metric(self) -> Metric: ...
     def neighbors(self, items: Any, Q: Matrix, ids: pa.Array) -> Neighbors: ...
+
+
+@dataclass(frozen=True)
+class Index:
+    """An inverted file, and what the ids in it stand for."""
+
+    file: InvertedFile
+    codes: Codes
+
+
+@dataclass(frozen=True)
+class Probes:
+    """A :class:`Lookup` in an index."""
+
+    k: int
+    n: int
+    metric: Metric
+
+    def neighbors(self, index: Index, Q: Matrix, ids: pa.Array) -> Neighbors:
+        return index.file.neighbors(Q, self.k, self.n)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import BadRow, Features, Matrix, data_type, quoted, stacked
 from mllib_ext.distances import Metric
-from mllib_ext.top_k import Tiles
+from mllib_ext.neighbors.top_k import Tiles
 
 # --- ids ---------------------------------------------------------------------------------------
 

@@ -14,12 +14,16 @@ the answer does not depend on the order of the rows; of classes with the same vo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from mllib_ext.columns import Matrix
+from mllib_ext.classes import chosen
+from mllib_ext.columns import BadRow, Features, Matrix
 from mllib_ext.distances import Metric
-from mllib_ext.top_k import Search, Tiles, prepared
+from mllib_ext.mapped import Mapped
+from mllib_ext.neighbors.items import refuse_zeros
+from mllib_ext.neighbors.top_k import Search, Tiles, prepared
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,38 @@ def class_votes(labels: np.ndarray, weights: np.ndarray, n_classes: int) -> np.n
     places = np.arange(m)[:, None] * n_classes + labels.astype(np.intp)
     votes = np.bincount(places.ravel(), weights.ravel(), m * n_classes)
     return votes.reshape(m, n_classes)
+
+
+def classified(
+    n_classes: int,
+    thresholds: np.ndarray | None,
+    names: tuple[str, str, str],
+    labels: np.ndarray,
+    weights: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Votes and probabilities (m, n_classes), and the class (m,), by the labels (m, k)."""
+    raw = class_votes(labels, weights, n_classes)
+    probability = raw / raw.sum(axis=1, keepdims=True)
+    prediction = chosen(probability, thresholds)
+    return dict(zip(names, (raw, probability, prediction), strict=True))
+
+
+def mean_label(names: tuple[str], labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """The weighted mean (m,) of the neighbours' labels (m, k)."""
+    (name,) = names
+    return {name: (weights * labels).sum(axis=1) / weights.sum(axis=1)}
+
+
+def predicted(
+    mapped: Mapped, features: Features, settings: Settings, answer: Any, X: Matrix
+) -> dict[str, np.ndarray]:
+    """Columns that ``answer(labels, weights)`` makes of the neighbours of rows X (m, d)."""
+    try:
+        features.refuse_non_finite(X)
+        if settings.metric.name == "cosine":
+            refuse_zeros(features.label, X)
+    except BadRow as bad:
+        raise ValueError(f"{bad} (row {bad.row} of its batch)") from None
+    rows: LabelledRows = mapped.open()
+    columns: dict[str, np.ndarray] = answer(*rows.votes(X, settings))
+    return columns
