@@ -483,18 +483,10 @@ class Blocks:
             self._layout = replace(self._layout, sparse=2 * csr > sum(h.n_rows for h in handles))
             if any(h.n_rows and h.sparse != self._layout.sparse for h in handles):
                 handles = self._write()
-        filled = [handle for handle in handles if handle.n_rows]
-        where = self._layout.features.label
-        if not filled:
+        if not any(handle.n_rows for handle in handles):
+            where = self._layout.features.label
             raise ValueError(f"{where}: expected at least one row to train on, found no rows")
-        first = filled[0]
-        for handle in filled:
-            if handle.n_features != first.n_features:
-                raise ValueError(
-                    f"{where}: expected vectors of one length, found length {first.n_features} in "
-                    f"partition {first.partition} and {handle.n_features} in {handle.partition}"
-                )
-        if not sum(handle.weight_sum for handle in filled) > 0:
+        if not sum(handle.weight_sum for handle in handles) > 0:
             raise ValueError(
                 f"weight column {self._layout.weight!r}: expected a weight above 0, found none"
             )
@@ -509,9 +501,21 @@ class Blocks:
         values = [pickle.loads(packed) if packed else None for _, packed in found]
         complete = all(v is not None for h, v in zip(handles, values, strict=True) if h.n_rows)
         self._first = None
+        self._refuse_lengths(handles)
         if self._layout.ahead is not None and complete and any(h.n_rows for h in handles):
             self._first = partials.total(values, self._layout.ahead[1])
         return handles
+
+    def _refuse_lengths(self, handles: Sequence[Handle]) -> None:
+        """ValueError for partitions whose vectors have other lengths than the first one's."""
+        filled = [handle for handle in handles if handle.n_rows]
+        for handle in filled:
+            if handle.n_features != filled[0].n_features:
+                raise ValueError(
+                    f"{self._layout.features.label}: expected vectors of one length, found length "
+                    f"{filled[0].n_features} in partition {filled[0].partition} and "
+                    f"{handle.n_features} in {handle.partition}"
+                )
 
     def _hold(self) -> None:
         """Move the blocks to the driver: one round; their files are deleted."""

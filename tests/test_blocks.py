@@ -1025,6 +1025,9 @@ def test_a_bad_value_in_a_list_of_columns_names_its_column(spark):
 def test_vectors_of_another_length_in_another_partition_are_refused(spark):
     df = spark.range(0, 10, 1, 2).selectExpr("if(id < 5, array(1D, 2D), array(1D)) x")
     message = "'x': .*one length, found length 2 in partition 0 and 1 in"
+    three = spark.range(0, 10, 1, 2).selectExpr("if(id < 5, array(1D, 2D, 3D), array(1D, 2D)) x")
+    with pytest.raises(ValueError, match=r"'x': .*one length, found length 3 in partition 0 and 2"):
+        Blocks.of(three, "x", ahead=(total, None))
     with pytest.raises(ValueError, match=message):
         Blocks.of(df, "x")
 
