@@ -402,6 +402,7 @@ class CalibratedClassifier(
         # Drawn once: another plan over the same rows might draw others.
         folded = dataset.withColumn(name, fold).persist()
         try:
+            self._refuse_classes_within(folded, name)
             parts = []
             for i in range(n):
                 inside, outside = (
@@ -411,6 +412,20 @@ class CalibratedClassifier(
             return self._calibrated(reduce(DataFrame.unionAll, parts))
         finally:
             folded.unpersist()
+
+    def _refuse_classes_within(self, folded: DataFrame, fold: str) -> None:
+        """ValueError for a class whose rows are all in one fold: its model would not know it."""
+        label, numbers = self.getLabelCol(), quoted(fold)
+        ranges = folded.groupBy(quoted(label).alias("label")).agg(
+            F.min(numbers).alias("first"), F.max(numbers).alias("last")
+        )
+        alone = ranges.where("first = last AND label IS NOT NULL").take(1)
+        if alone:
+            raise ValueError(
+                f"label column {label!r}: expected rows of every class in two folds or more, found "
+                f"all rows of class {alone[0]['label']:g} in fold {alone[0]['first']}: use another "
+                "seed, fewer folds, a foldCol or a model that is fitted"
+            )
 
     def _calibrated(self, scored: DataFrame) -> CalibratedClassifierModel:
         """Functions of raw predictions that the labels are explained by."""

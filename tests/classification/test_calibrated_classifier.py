@@ -11,6 +11,7 @@ import pytest
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import NaiveBayes, RandomForestClassifier
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml.linalg import Vectors
 from pyspark.ml.tuning import CrossValidator
 from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -211,3 +212,12 @@ def test_labels_that_a_fitted_model_does_not_know_are_refused(frame):
         ValueError, match=r"label column 'three': expected labels below 2, .*found 2"
     ):
         CalibratedClassifier(classifier=model, labelCol="three").fit(frame)
+
+
+def test_a_class_within_one_fold_is_refused_before_any_fit(spark):
+    rows = [(Vectors.dense(float(i)), float(i == 0)) for i in range(12)]
+    df = spark.createDataFrame(rows, ["features", "label"])
+    with pytest.raises(
+        ValueError, match=r"label column 'label': .* all rows of class 1 in fold \d: use"
+    ):
+        CalibratedClassifier(classifier=LinearSVC(loss="squared_hinge")).fit(df)
