@@ -329,6 +329,21 @@ def squared_norms(X: Matrix) -> np.ndarray:
     return norms
 
 
+def weights_as(dtype: np.dtype, w: np.ndarray) -> tuple[np.ndarray, int]:
+    """Weights (n,) over a power of two in a precision that has room for them, and its exponent."""
+    exponent = 0
+    if dtype != np.float64 and len(w):
+        exponent = int(np.frexp(w.max())[1])
+        if abs(exponent) > 8:
+            return np.ldexp(w, -exponent).astype(dtype), exponent
+    return w.astype(dtype), 0
+
+
+def restored(sums: np.ndarray, exponent: int) -> np.ndarray:
+    """Sums by the weights of :func:`weights_as` as they are."""
+    return np.ldexp(sums.astype(np.float64), exponent) if exponent else sums
+
+
 def _squares(X: Matrix) -> np.ndarray:
     """Squared norms (n,) of rows, added up in the order of the columns whatever n is."""
     if not isinstance(X, np.ndarray):

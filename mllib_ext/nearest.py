@@ -24,7 +24,7 @@ import scipy.sparse as sp
 from scipy.linalg.blas import dgemm, sgemm
 
 from mllib_ext.columns import Matrix
-from mllib_ext.distances import squared_norms
+from mllib_ext.distances import dense_rows, restored, squared_norms, weights_as
 from mllib_ext.space import Space
 
 # Rows whose sums are taken at once: enough that adding up (k, d) matrices of them costs little,
@@ -84,7 +84,7 @@ class Nearest:
     """
 
     def __init__(self, space: Space, centers: np.ndarray, choose: Choice = highest) -> None:
-        self._space, self._choose = space, choose
+        self._space, self._centers, self._choose = space, centers, choose
         self._C = np.ascontiguousarray(centers - space.origin)
         self._offsets = -0.5 * np.einsum("ij,ij->i", self._C, self._C)
         self._rounded: dict[np.dtype, tuple[np.ndarray, np.ndarray]] = {}
@@ -151,8 +151,9 @@ class Nearest:
 
     def _sparse(self, X: Any) -> Iterator[Assigned]:
         n = X.shape[0]
-        C = self._C
+        C = self._centers  # sparse rows stay where they are: an origin would fill them
         C_T = np.ascontiguousarray(C.T)
+        offsets = -0.5 * np.einsum("ij,ij->i", C, C)
         norms = squared_norms(X)
         if self._space.unit:
             data = X.data / np.repeat(np.sqrt(norms), np.diff(X.indptr))
@@ -162,16 +163,19 @@ class Nearest:
         labels, best = np.empty(n, np.int32), np.empty(n)
         for i in range(0, n, tile):
             S = X[i : i + tile] @ C_T
-            S += self._offsets
+            S += offsets
             labels[i : i + tile] = chosen = self._choose(S)
             best[i : i + tile] = S[np.arange(len(S)), chosen]
         squared = norms - 2 * best
         near = np.flatnonzero(~_resolved(norms, squared, X.shape[1]))
-        some = max(1, TILE_BYTES // (8 * X.shape[1]))
-        for i in range(0, len(near), some):
-            rows = near[i : i + some]
-            D = X[rows].toarray() - C[labels[rows]]
-            squared[rows] = np.einsum("ij,ij->i", D, D)
+        if len(near):
+            # Far from 0 the scores cancel, too: assigned again about an origin near the centers.
+            about = Nearest(Space(C.mean(axis=0)), C, self._choose)
+            some = max(1, TILE_BYTES // (8 * X.shape[1]))
+            for i in range(0, len(near), some):
+                rows = near[i : i + some]
+                for piece in about._dense(dense_rows(X[rows]).astype(np.float64), rows):
+                    labels[piece.rows], squared[piece.rows] = piece.labels, piece.squared
         yield Assigned(slice(n), X, labels, squared)
 
 
@@ -241,13 +245,13 @@ def add_sums(sums: np.ndarray, piece: Assigned, w: np.ndarray) -> None:
     w : ndarray, shape (m,)
         The weights of the rows of the piece.
     """
-    onehot = _scratch.onehot(piece.labels, w.astype(piece.placed.dtype), len(sums))
-    product = onehot @ piece.placed
+    weights, exponent = weights_as(piece.placed.dtype, w)
+    product = _scratch.onehot(piece.labels, weights, len(sums)) @ piece.placed
     if isinstance(product, np.ndarray):
-        sums += product
+        sums += restored(product, exponent)
     else:
         entries = product.tocoo()
-        sums[entries.coords] += entries.data
+        sums[entries.coords] += restored(entries.data, exponent)
 
 
 def distances(

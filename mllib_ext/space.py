@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mllib_ext.distances import squared_norms
+from mllib_ext.distances import restored, squared_norms, weights_as
 
 if TYPE_CHECKING:
     from mllib_ext.blockfile import Block
@@ -43,8 +43,8 @@ class Space:
     def placed(self, X: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Dense rows (m, d) as they stand in this space."""
         if self.unit:
-            length = np.sqrt(np.einsum("ij,ij->i", X, X))
-            return np.divide(X, length[:, None], out=out)
+            length = np.sqrt(squared_norms(X))  # in float64, where their squares end at 1e308
+            return np.divide(X, length[:, None], out=np.empty_like(X) if out is None else out)
         return np.subtract(X, self.origin.astype(X.dtype), out=out)
 
     def settle(self, centers: np.ndarray) -> np.ndarray:
@@ -66,6 +66,11 @@ def euclidean(blocks: Blocks) -> Space:
     about the mean, and every round spares a copy of the rows.
     """
     total, sums, squares = blocks.sum(moments)
+    if not np.isfinite(squares):
+        raise ValueError(
+            f"{blocks.features.label}: expected numbers whose squares add up to a finite one, "
+            "found larger ones"
+        )
     mean = sums / total
     if blocks.sparse or mean @ mean <= squares / total / 2:
         return Space(np.zeros_like(mean))
@@ -75,7 +80,12 @@ def euclidean(blocks: Blocks) -> Space:
 
 def cosine(blocks: Blocks) -> Space:
     """Cosine distances; ValueError for rows without a direction."""
-    (zeros,) = blocks.sum(rows_of_zeros)
+    zeros, large = blocks.sum(rows_without_direction)
+    if large:
+        raise ValueError(
+            f"{blocks.features.label}: expected numbers whose squares add up to a finite one, "
+            f"found larger ones in {large} {'row' if large == 1 else 'rows'}"
+        )
     if zeros:
         raise ValueError(
             f"{blocks.features.label}: expected rows of a length above 0 for the cosine distance, "
@@ -86,14 +96,15 @@ def cosine(blocks: Blocks) -> Space:
 
 def moments(block: Block) -> tuple[Any, ...]:
     """One block's sums of weights (), of weighted rows (d,) and of their weighted squares ()."""
-    w = block.w.astype(block.X.dtype)
-    return block.w.sum(), w @ block.X, block.w @ squared_norms(block.X)
+    w, exponent = weights_as(block.X.dtype, block.w)
+    return block.w.sum(), restored(w @ block.X, exponent), block.w @ squared_norms(block.X)
 
 
-def rows_of_zeros(block: Block) -> tuple[Any, ...]:
-    """One block's number of rows without a direction, those of weight 0 included."""
-    return (np.count_nonzero(squared_norms(block.X) == 0),)
+def rows_without_direction(block: Block) -> tuple[Any, ...]:
+    """One block's numbers of rows of length 0 and of infinite length, weight or not."""
+    squares = squared_norms(block.X)
+    return np.count_nonzero(squares == 0), np.count_nonzero(np.isinf(squares))
 
 
 # By pyspark.ml's names of the distances: the space, and the round that finds it.
-SPACES = {"euclidean": (euclidean, moments), "cosine": (cosine, rows_of_zeros)}
+SPACES = {"euclidean": (euclidean, moments), "cosine": (cosine, rows_without_direction)}

@@ -133,3 +133,28 @@ def test_every_row_is_added_once_to_the_sum_of_its_center(kind, as_is):
     expected = [(w[labels == j, None] * (X - space.origin)[labels == j]).sum(0) for j in range(5)]
     tolerance = 1e-3 if kind == "float32" else 1e-9  # 100 rows of some units, in float32
     np.testing.assert_allclose(sums, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.7e9])
+def test_sparse_rows_are_assigned_where_they_lie_whatever_the_origin(offset):
+    rng = np.random.default_rng(3)
+    X = np.zeros((60, 8))
+    X[:, 0] = offset  # as a column of times has it: scores cancel
+    X[np.arange(60), 1 + np.arange(60) % 3] = rng.uniform(1, 4, 60)
+    C = X[:6] + 0.1 * rng.normal(size=(6, 8))
+    C[:, 0] = offset
+    expected = cdist(X - [offset, *[0] * 7], C - [offset, *[0] * 7], "sqeuclidean")
+    for origin in (np.zeros(8), C.mean(axis=0), rng.normal(size=8)):
+        labels, squared = distances(sp.csr_array(X), Space(origin), C)
+        np.testing.assert_array_equal(labels, expected.argmin(axis=1))
+        np.testing.assert_allclose(squared, expected.min(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-42, 1.0, 1e39, 1e300])
+def test_weights_of_any_size_count_in_float32(scale):
+    rng = np.random.default_rng(4)
+    X, w = rng.normal(size=(50, 3)).astype(np.float32), rng.uniform(1, 2, 50)
+    sums = np.zeros((1, 3))
+    for piece in Nearest(Space(np.zeros(3)), np.zeros((1, 3))).assigned(X):
+        add_sums(sums, piece, scale * w[piece.rows])
+    np.testing.assert_allclose(sums[0] / scale, w @ X, rtol=1e-4, atol=1e-5)
