@@ -74,6 +74,10 @@ class HasFeatures(HasFeaturesCol):
         """The list of numeric feature columns."""
         return self.getOrDefault(self.featuresCols)
 
+    def copy(self: Any, extra: Any = None) -> Any:
+        """A copy with other parameters; a column takes the place of several, and they of it."""
+        return with_columns(super().copy(extra), "featuresCol", "featuresCols", extra)
+
     def _features(self) -> str | list[str]:
         several = self.isSet(self.featuresCols)
         return self.getFeaturesCols() if several else self.getFeaturesCol()
@@ -92,6 +96,21 @@ def set_columns(instance: P, one: str, several: str, value: Any) -> P:
     instance.clear(instance.getParam(unused))
     instance.set(instance.getParam(used), value)
     return instance
+
+
+def with_columns(instance: P, one: str, several: str, extra: Any) -> P:
+    """The instance with the parameter of one column or of several that ``extra`` has, not both."""
+    given = {param.name for param in extra or ()}
+    for name, other in ((one, several), (several, one)):
+        if name in given and other not in given:
+            instance.clear(instance.getParam(other))
+    return instance
+
+
+def unsigned_seed(instance: Params) -> int:
+    """The param seed as NumPy takes it: Spark's may be negative."""
+    seed: int = instance.getOrDefault("seed")
+    return seed % (1 << 64)
 
 
 class HasCheckpoints(HasCheckpointInterval):

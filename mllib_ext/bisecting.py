@@ -76,8 +76,9 @@ class Tree(State):
     centers : ndarray, shape (m, d)
         Of all nodes, the root first.
     children : ndarray, shape (m, 2)
-    sizes, costs : ndarray, shape (m,)
-        Of leaves; of other nodes what they were when they were split.
+    sizes, costs, counts : ndarray, shape (m,)
+        Summed weights of leaves, their costs, and their numbers of rows of a weight above 0; of
+        other nodes what they were when they were split.
     sums : ndarray, shape (m, d)
     """
 
@@ -87,6 +88,7 @@ class Tree(State):
     children: np.ndarray
     sizes: np.ndarray
     costs: np.ndarray
+    counts: np.ndarray
     sums: np.ndarray
 
     @property
@@ -117,7 +119,7 @@ def fit(
     space : Space
     k : int
     divisible_size : float
-        The least weight of a cluster that is split; below 1 as a share of all rows.
+        The least number of rows of a cluster that is split; below 1 as a share of all rows.
     settings : Settings
         ``max_iter`` rounds for each level, fewer where the centers stand.
     seed : int
@@ -125,7 +127,7 @@ def fit(
         Iterations start again from 0 at each level.
     """
     root = _root(rounds, space)
-    least = divisible_size if divisible_size >= 1 else divisible_size * root.sizes[0]
+    least = divisible_size if divisible_size >= 1 else divisible_size * root.counts[0]
     tree, level, converged, n_iter, reason = root, np.array([0]), True, 0, "leaves"
     history: list[Record] = []
     while len(level) and len(tree.descent.leaves) < k:
@@ -155,16 +157,15 @@ def fit(
 def _root(rounds: Rounds, space: Space) -> Tree:
     """One cluster of all rows."""
     one = np.full((1, 2), -1)
-    nothing = np.zeros(1)
-    start = _evaluated(rounds, space, space.settle(space.origin[None]), one, nothing, nothing)
+    start = _evaluated(rounds, space, space.settle(space.origin[None]), one, None)
     center = lloyd.means(space, start.sums, start.sizes, start.centers)
-    return _evaluated(rounds, space, center, one, nothing, nothing)
+    return _evaluated(rounds, space, center, one, None)
 
 
 def _divisible(tree: Tree, level: np.ndarray, least: float, needed: int) -> np.ndarray:
     """The clusters of a level that are large enough and have distinct rows; the largest first."""
     nothing = tree.sizes[level] * lloyd.rounding(tree.centers[level])
-    candidates = level[(tree.sizes[level] >= least) & (tree.costs[level] > nothing)]
+    candidates = level[(tree.counts[level] >= least) & (tree.costs[level] > nothing)]
     return candidates[np.argsort(-tree.sizes[candidates], kind="stable")][:needed]
 
 
@@ -182,7 +183,7 @@ def _split(rounds: Rounds, space: Space, tree: Tree, parents: np.ndarray, seed: 
     centers = np.concatenate([tree.centers, space.settle(pairs.reshape(-1, d))])
     children = np.concatenate([tree.children, np.full((2 * len(parents), 2), -1)])
     children[parents] = m + np.arange(2 * len(parents)).reshape(-1, 2)
-    return _evaluated(rounds, space, centers, children, tree.sizes, tree.costs)
+    return _evaluated(rounds, space, centers, children, tree)
 
 
 def _step(
@@ -193,7 +194,7 @@ def _step(
     centers = tree.centers.copy()
     centers[moving] = lloyd.means(space, tree.sums[moving], tree.sizes[moving], centers[moving])
     moved = lloyd.shift(space, tree.centers, centers)
-    return _evaluated(rounds, space, centers, tree.children, tree.sizes, tree.costs, moved)
+    return _evaluated(rounds, space, centers, tree.children, tree, moved)
 
 
 def _evaluated(
@@ -201,22 +202,25 @@ def _evaluated(
     space: Space,
     centers: np.ndarray,
     children: np.ndarray,
-    sizes: np.ndarray,
-    costs: np.ndarray,
+    before: Tree | None,
     moved: float = np.nan,
 ) -> Tree:
-    """A tree as a state: one round. Inner nodes keep their sizes and costs."""
-    sums, found_sizes, found_costs = rounds.sum(leaf_statistics, space, centers, Descent(children))
-    inner = np.flatnonzero(children[:, 0] >= 0)
-    loss = float(found_costs.sum())
-    found_sizes[inner], found_costs[inner] = sizes[inner], costs[inner]
+    """A tree as a state: one round. Inner nodes keep what they were ``before``."""
+    found = rounds.sum(leaf_statistics, space, centers, Descent(children))
+    sums, sizes, costs, counts = found
+    loss = float(costs.sum())
+    if before is not None:
+        inner = np.flatnonzero(children[:, 0] >= 0)
+        sizes[inner], costs[inner] = before.sizes[inner], before.costs[inner]
+        counts[inner] = before.counts[inner]
     return Tree(
         loss=loss,
         step_size=moved,
         centers=centers,
         children=children,
-        sizes=found_sizes,
-        costs=found_costs,
+        sizes=sizes,
+        costs=costs,
+        counts=counts,
         sums=sums,
     )
 
@@ -233,15 +237,16 @@ def _kept(tree: Tree, parents: np.ndarray) -> tuple[Tree, np.ndarray]:
 def leaf_statistics(
     block: Block, space: Space, centers: np.ndarray, descent: Descent
 ) -> tuple[Any, ...]:
-    """One block's sums (m, d), weights (m,) and costs (m,) at the leaves of a tree."""
+    """One block's sums (m, d), weights, costs and numbers of rows (m,) at the leaves of a tree."""
     m, d = centers.shape
-    sums, sizes, costs = np.zeros((m, d)), np.zeros(m), np.zeros(m)
+    sums, sizes, costs, counts = np.zeros((m, d)), np.zeros(m), np.zeros(m), np.zeros(m, np.int64)
     for piece in Nearest(space, centers, descent).assigned(block.X):
         w = block.w[piece.rows]
         add_sums(sums, piece, w)
         sizes += np.bincount(piece.labels, w, m)
         costs += np.bincount(piece.labels, w * space.distance(piece.squared), m)
-    return sums, sizes, costs
+        counts += np.bincount(piece.labels[w > 0], minlength=m)
+    return sums, sizes, costs, counts
 
 
 def stretch(

@@ -20,7 +20,16 @@ from pyspark.ml.param.shared import (
 )
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import HasCallbacks, HasCheckpoints, HasFeatures, Trained, as_row, dense, frozen
+from mllib_ext.base import (
+    HasCallbacks,
+    HasCheckpoints,
+    HasFeatures,
+    Trained,
+    as_row,
+    dense,
+    frozen,
+    unsigned_seed,
+)
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import data_type
 from mllib_ext.fitting import FitsOverBlocks
@@ -290,7 +299,7 @@ class MultilayerPerceptronEstimator(
         if self.isDefined("initialWeights"):
             weights: np.ndarray = self.getInitialWeights().toArray()
             return weights
-        return self._network.initial(np.random.default_rng(self.getSeed()))
+        return self._network.initial(np.random.default_rng(unsigned_seed(self)))
 
     def _fit_network(self, blocks: Blocks, loss: Loss, start: np.ndarray) -> Result[Any]:
         """Minimise the mean loss from a start; the result's state has the weights as ``v``."""

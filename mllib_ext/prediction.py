@@ -44,8 +44,18 @@ class Output(NamedTuple):
 
 def class_outputs(names: Sequence[str], n_classes: int) -> dict[str, Output]:
     """The columns of a classifier: vectors of a value for each class, and last the class."""
+    refuse_repeated(names)
     vectors = dict.fromkeys(names[:-1], Output("vector", {"num_attrs": n_classes}))
     return vectors | {names[-1]: Output("double", {"num_vals": n_classes, "type": "nominal"})}
+
+
+def refuse_repeated(names: Sequence[str]) -> None:
+    """ValueError for two output columns of one name."""
+    for i, name in enumerate(names):
+        if name and name in names[:i]:
+            raise ValueError(
+                f"output column {name!r}: expected a name of its own, found it for two outputs"
+            )
 
 
 class ReadsFeatures(Protocol):
@@ -123,9 +133,10 @@ def by_rows(dataset: DataFrame) -> DataFrame:
     Spark 4.3 hands Parquet's columns past it as they are, and fails where one of them is a vector.
     Above a filter there are rows; this one is always true, which Spark does not see.
     """
-    for field in dataset.schema:
-        if '"udt"' in field.dataType.json():
-            return dataset.where(F.hash(F.isnull(quoted(field.name))) >= -(2**31))
+    names = [name.casefold() for name in dataset.columns]
+    known = [name for name in dataset.columns if names.count(name.casefold()) == 1]
+    if known and any('"udt"' in field.dataType.json() for field in dataset.schema):
+        return dataset.where(F.hash(F.isnull(quoted(known[0]))) >= -(2**31))
     return dataset
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasSeed, HasSolver, HasStepSize
 
+from mllib_ext.base import unsigned_seed
 from mllib_ext.blocks import Blocks
 from mllib_ext.compression import COMPRESSIONS
 from mllib_ext.optimizers import sgd
@@ -293,7 +294,6 @@ class StochasticEstimator(StochasticParams):
             "compressionRank": ("1 or more", lambda x: x >= 1),
             "validationFraction": below_1,
             "patience": ("1 or more", lambda x: x >= 1),
-            "seed": ("0 or more", lambda x: x >= 0),
         }
         if self.getSolver() == "adam":
             expected["momentum"] = "0 with solver adam", lambda x: x == 0
@@ -308,6 +308,20 @@ class StochasticEstimator(StochasticParams):
             found = self.getOrDefault(name)
             if not holds(found):
                 raise ValueError(f"param {name}: expected {words}, found {found!r}")
+        if self.getSolver() not in SOLVERS:
+            # Not the rate, which gd has too and pyspark.ml's networks take with any solver.
+            self._refuse_unused(*expected.keys() - {"stepSize"})
+
+    def _refuse_unused(self, *names: str) -> None:
+        """ValueError for params that the solver would not look at, unless they say the default."""
+        for name in sorted(names):
+            default = self._defaultParamMap[self.getParam(name)]
+            found = self.getOrDefault(name)
+            if found != default:
+                raise ValueError(
+                    f"param {name}: expected {default!r} with solver {self.getSolver()!r}, "
+                    f"found {found!r}"
+                )
 
     def _stochastic_settings(self, n_parameters: int) -> dict[str, Any]:
         """What :class:`~mllib_ext.optimizers.sgd.StochasticSettings` are made of.
@@ -337,7 +351,7 @@ class StochasticEstimator(StochasticParams):
             "rank": self.getCompressionRank(),
             "validation_fraction": self.getValidationFraction(),
             "patience": self.getPatience(),
-            "seed": self.getSeed(),
+            "seed": unsigned_seed(self),
         }
 
 
@@ -372,6 +386,8 @@ class BatchSizeEstimator(BatchSizeParams, StochasticEstimator):
             raise ValueError(
                 f"param batchSize: expected 0 where miniBatchFraction is set, found {size!r}"
             )
+        if self.getSolver() not in SOLVERS:
+            self._refuse_unused("batchSize")
 
     def _fraction(self, blocks: Blocks) -> float:
         """``miniBatchFraction``, or that of ``batchSize`` rows, of all or of a mean partition."""

@@ -16,6 +16,8 @@ from pyspark.sql.types import DoubleType, StructField, StructType
 from mllib_ext.base import as_row, dense, frozen
 from mllib_ext.classification import LogisticRegression, LogisticRegressionModel
 from mllib_ext.columns import BadRow, Features
+from mllib_ext.feature import Nystroem
+from mllib_ext.knn import NearestNeighbors
 from mllib_ext.prediction import _column, _predict_batch
 from mllib_ext.regression import LinearRegression, LinearRegressionModel
 
@@ -217,3 +219,31 @@ def test_what_is_saved_is_metadata_and_one_parquet_file(spark, model, tmp_path):
     metadata = json.loads(part.read_text())
     assert metadata["class"] == "mllib_ext.regression.LinearRegressionModel"
     assert metadata["uid"] == model.uid
+
+
+def test_a_param_map_of_one_column_takes_the_place_of_several_and_the_other_way_round(frame):
+    several = LogisticRegression(featuresCol=["a", "b"], labelCol="y")
+    one = several.copy({several.featuresCol: "v"})
+    assert one._features() == "v"
+    assert several._features() == ["a", "b"]
+    assert one.copy({one.featuresCols: ["b"]})._features() == ["b"]
+    feature_map = Nystroem(inputCols=["a", "b"])
+    assert feature_map.copy({feature_map.inputCol: "v"})._features() == "v"
+    search = NearestNeighbors(inputCols=["a", "b"])
+    assert search.copy({search.inputCol: "v"})._input() == "v"
+
+
+def test_two_output_columns_of_one_name_are_refused(frame):
+    model = LogisticRegressionModel(np.ones((1, 2)), np.zeros(1), 2).setFeaturesCol(["a", "b"])
+    for name in ("probability", "prediction"):
+        both = model.copy({model.rawPredictionCol: name})
+        with pytest.raises(ValueError, match=f"output column '{name}': expected a name of its own"):
+            both.transform(frame)
+
+
+def test_vectors_of_one_name_twice_stand_beside_the_predictions(spark):
+    vectors = [(Vectors.dense(float(i), 1.0), float(i > 2)) for i in range(6)]
+    df = spark.createDataFrame(vectors, ["features", "label"])
+    model = LogisticRegression(regParam=0.1).fit(df)
+    twice = df.select(F.col("features").alias("v"), F.col("features").alias("v"), "features")
+    assert model.transform(twice).select("prediction").count() == 6

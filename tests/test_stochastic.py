@@ -13,7 +13,11 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 
 from mllib_ext import fitting
 from mllib_ext.blocks import Blocks
-from mllib_ext.classification import LinearSVC, LogisticRegression
+from mllib_ext.classification import (
+    LinearSVC,
+    LogisticRegression,
+    MultilayerPerceptronClassifier,
+)
 from mllib_ext.regression import LinearRegression, LinearSVR
 
 CANCER, DIABETES, IRIS = load_breast_cancer(), load_diabetes(), load_iris()
@@ -213,10 +217,23 @@ def test_solver_options_of_stochastic_descent_are_checked_before_any_job(frames)
             {"updates": "asynchronous", "compression": "qsgd"},
             "param compression: expected none with asynchronous updates, found 'qsgd'",
         ),
-        ({"seed": -1}, "param seed: expected 0 or more, found -1"),
+        # Nothing that was asked for is left out in silence.
+        (
+            {"solver": "auto", "validationFraction": 0.2},
+            "param validationFraction: expected 0.0 with solver 'auto', found 0.2",
+        ),
+        (
+            {"solver": "l-bfgs", "compression": "top-k"},
+            "param compression: expected 'none' with solver 'l-bfgs', found 'top-k'",
+        ),
     ):
         for estimator in (LogisticRegression(), LinearSVC(), LinearRegression(), LinearSVR()):
             with pytest.raises(ValueError, match=message):
                 estimator._set(**{"solver": "sgd", **params}).fit(frames["cancer"])
     with pytest.raises(ValueError, match=r"param solver: .* elasticNetParam above 0, found 'sgd'"):
         LogisticRegression(solver="sgd", elasticNetParam=0.5).fit(frames["cancer"])
+    with pytest.raises(ValueError, match=r"param lineSearch: .* with solver 'auto', found 'none'"):
+        LogisticRegression(lineSearch="none").fit(frames["cancer"])
+    network = MultilayerPerceptronClassifier(layers=[8, 2], batchSize=64)
+    with pytest.raises(ValueError, match="param batchSize: expected 0 with solver 'l-bfgs'"):
+        network.fit(frames["cancer"])

@@ -32,7 +32,7 @@ from mllib_ext.mapped import Mapped
 from mllib_ext.moments import merge, moments
 from mllib_ext.one_class import OneClassMachine, OneClassProblem
 from mllib_ext.persistence import SavesParams
-from mllib_ext.prediction import Output, with_predictions
+from mllib_ext.prediction import Output, refuse_repeated, with_predictions
 
 
 class OneClassSVMParams(KernelParams, HasPredictionCol, HasRawPredictionCol):
@@ -133,6 +133,7 @@ class OneClassSVMModel(SupportVectors, OneClassSVMParams):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         names = self.getRawPredictionCol(), self.getPredictionCol()
+        refuse_repeated(names)
         outputs = {name: Output("double", {}) for name in names}
         predict = partial(_predict, self._shipped(dataset), names)
         return with_predictions(self, dataset, self.numFeatures, outputs, predict)

@@ -11,7 +11,7 @@ from pyspark import keyword_only
 from pyspark.ml.clustering import _BisectingKMeansParams
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import HasCheckpoints, HasFeatures, frozen
+from mllib_ext.base import HasCheckpoints, HasFeatures, frozen, unsigned_seed
 from mllib_ext.bisecting import Descent, fit, leaf_statistics
 from mllib_ext.blocks import Blocks
 from mllib_ext.clustering.clusterer import SEED, Clusterer, ClusteringModel, refuse_zeros
@@ -91,8 +91,9 @@ class BisectingKMeans(Clusterer, BisectingKMeansParams, SavesParams):
     """Bisecting k-means, the interface of ``pyspark.ml``'s.
 
     Parameters are those of ``pyspark.ml.clustering.BisectingKMeans`` and ``featuresCol`` may be a
-    list of numeric columns. A cluster's size is the weight of its rows: a weight of w equals w
-    copies of a row.
+    list of numeric columns. A weight of w equals w copies of a row, but for
+    ``minDivisibleClusterSize``, which counts rows, of whatever weight above 0. Fewer leaves than
+    ``k``, where no more can be split, are a warning.
 
     Notes
     -----
@@ -128,7 +129,7 @@ class BisectingKMeans(Clusterer, BisectingKMeansParams, SavesParams):
         self.setParams(**self._input_kwargs)
 
     def setMinDivisibleClusterSize(self, value: float) -> Self:
-        """Set the least weight of a cluster that is split; below 1 as a share of all rows."""
+        """Set the least number of rows of a cluster that is split; below 1 a share of all."""
         return self._set(minDivisibleClusterSize=value)
 
     def _refuse(self, dataset: DataFrame) -> None:
@@ -146,9 +147,11 @@ class BisectingKMeans(Clusterer, BisectingKMeansParams, SavesParams):
             self.getK(),
             self.getMinDivisibleClusterSize(),
             Settings(max_iter=self.getMaxIter(), tol=0.0),
-            self._seed(),
+            unsigned_seed(self),
             self.getCallbacks(),
         )
         tree = result.state
+        if result.reason == "leaves":
+            self._warn_of_few(blocks, len(tree.descent.leaves), "clusters that could be split")
         model = BisectingKMeansModel(tree.centers, tree.children, tree.sizes, tree.loss)
         return model._trained(self, result)

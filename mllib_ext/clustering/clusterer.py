@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any, Self
 
@@ -219,9 +220,14 @@ class Clusterer(FitsOverBlocks, HasFeatures, HasCallbacks):
     def _space(self, blocks: Blocks) -> Space:
         return SPACES[self.getOrDefault("distanceMeasure")][0](blocks)
 
-    def _seed(self) -> int:
-        seed: int = self.getOrDefault("seed")
-        return seed % (1 << 64)  # Spark's may be negative
+    def _warn_of_few(self, blocks: Blocks, n_clusters: int, what: str = "distinct rows") -> None:
+        k = self.getOrDefault("k")
+        if n_clusters < k:
+            warnings.warn(
+                f"{blocks.features.label}: fewer {what} than k = {k}: "
+                f"the model has {n_clusters} centers",
+                stacklevel=5,
+            )
 
     def _finish(self, model: Any, dataset: DataFrame) -> Any:
         return model._trained_on(dataset)

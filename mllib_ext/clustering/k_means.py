@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -17,7 +16,7 @@ from pyspark.mllib.linalg import _convert_to_vector
 from pyspark.sql import DataFrame
 
 from mllib_ext import lloyd
-from mllib_ext.base import HasCheckpoints, HasFeatures
+from mllib_ext.base import HasCheckpoints, HasFeatures, unsigned_seed
 from mllib_ext.blocks import Blocks
 from mllib_ext.clustering.clusterer import SEED, Clusterer, ClusteringModel, HasInitialCenters
 from mllib_ext.optimizers.loop import Result, S, Settings
@@ -116,7 +115,7 @@ class StartsFromCenters(Clusterer, KMeansParams):
         k = self.getK()
         if self.isSet(self.initialCenters):
             return [self._initial_centers(k, blocks.n_features)]
-        seeds = [[self._seed(), run] for run in range(self.getNInit())]
+        seeds = [[unsigned_seed(self), run] for run in range(self.getNInit())]
         if self.getInitMode() == "random":
             return [random_rows(blocks, space, k, seed) for seed in seeds]
         steps = self.getInitSteps()
@@ -134,14 +133,6 @@ class StartsFromCenters(Clusterer, KMeansParams):
         costs = [cost(run.state) for run in runs]
         best = int(np.argmin(costs))
         return runs[best], costs[best]
-
-    def _warn_of_few(self, blocks: Blocks, n_clusters: int) -> None:
-        if n_clusters < self.getK():
-            warnings.warn(
-                f"{blocks.features.label}: fewer distinct rows than k = {self.getK()}: "
-                f"the model has {n_clusters} centers",
-                stacklevel=5,
-            )
 
 
 class KMeans(StartsFromCenters, SavesParams):

@@ -25,6 +25,7 @@ from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
 from mllib_ext import lloyd
+from mllib_ext.base import unsigned_seed
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
 from mllib_ext.clustering.clusterer import ClusteringModel
@@ -265,7 +266,7 @@ class MiniBatchKMeans(StartsFromCenters, MiniBatchKMeansParams, SavesParams):
         space = self._space(blocks)
         seen = self._initial_weights()
         sampling = Sampling(
-            blocks, space, self.getMiniBatchFraction(), self._seed(), blocks.weight_sum
+            blocks, space, self.getMiniBatchFraction(), unsigned_seed(self), blocks.weight_sum
         )
         settings = Settings(max_iter=self.getMaxIter(), tol=self.getTol())
 
@@ -273,7 +274,14 @@ class MiniBatchKMeans(StartsFromCenters, MiniBatchKMeansParams, SavesParams):
             return fit(sampling, centers, seen, settings, self.getCallbacks())
 
         best, cost = self._best(blocks, space, run, sampling.cost)
-        model = MiniBatchKMeansModel(best.state.centers, best.state.seen, cost)
+        centers, seen = best.state.centers, best.state.seen
+        if not seen.all():
+            whole = lloyd.evaluated(blocks, space, centers)
+            needed = lloyd.without_needless(blocks, space, whole)
+            if len(needed.centers) < len(centers):
+                centers, seen = needed.centers, seen[whole.sizes > 0]
+        self._warn_of_few(blocks, len(centers))
+        model = MiniBatchKMeansModel(centers, seen, cost)
         return model._trained(self, best)
 
     def _initial_weights(self) -> np.ndarray:

@@ -18,7 +18,7 @@ from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasInputCols, HasOutputCol, HasSeed
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import Fitted, as_row, dense
+from mllib_ext.base import Fitted, as_row, dense, with_columns
 from mllib_ext.columns import Matrix
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.mapped import Mapped, Shipped
@@ -80,6 +80,10 @@ class FeatureMapParams(HasInputCol, HasInputCols, HasOutputCol, HasSeed):
         """Set the type of the output column: vector, array<float> or array<double>."""
         return self._set(outputType=value)
 
+    def copy(self: Any, extra: Any = None) -> Any:
+        """A copy with other parameters; a column takes the place of several, and they of it."""
+        return with_columns(super().copy(extra), "inputCol", "inputCols", extra)
+
     def _features(self) -> str | list[str]:
         return self.getInputCols() if self.isSet(self.inputCols) else self.getInputCol()
 
@@ -114,9 +118,6 @@ class FeatureMap(FitsOverBlocks, FeatureMapParams, SavesParams):
                 f"param nComponents: expected 1 or more, found {self.getNComponents()!r}"
             )
         _refuse_output_type(self)
-
-    def _rng_seed(self) -> int:
-        return int(self.getSeed()) % (1 << 64)  # Spark's may be negative
 
 
 def _refuse_output_type(instance: FeatureMapParams) -> None:

@@ -21,7 +21,7 @@ from pyspark import keyword_only
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import frozen
+from mllib_ext.base import frozen, unsigned_seed
 from mllib_ext.blas import one_thread
 from mllib_ext.blocks import Blocks
 from mllib_ext.clustering import KMeans
@@ -243,7 +243,7 @@ class Nystroem(FeatureMap, SetsKernel, NystroemParams):
     def _landmarks_of(self, blocks: Blocks) -> Matrix:
         """Landmarks (m, d), float64: CSR where they are rows of CSR blocks."""
         if self.getLandmarks() == "uniform":
-            rows = drawn_rows(blocks, self.getNComponents(), [self._rng_seed()])
+            rows = drawn_rows(blocks, self.getNComponents(), [unsigned_seed(self)])
             return rows.astype(np.float64)
         k_means = KMeans(k=self.getNComponents(), maxIter=K_MEANS_ROUNDS, seed=self.getSeed())
         with warnings.catch_warnings():

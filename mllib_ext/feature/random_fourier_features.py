@@ -20,7 +20,7 @@ import numpy as np
 from pyspark import keyword_only
 from pyspark.sql import DataFrame
 
-from mllib_ext.base import frozen
+from mllib_ext.base import frozen, unsigned_seed
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import Matrix
 from mllib_ext.feature.feature_map import FeatureMap, FeatureMapModel, FeatureMapParams
@@ -140,7 +140,7 @@ class RandomFourierFeatures(FeatureMap, SetsGamma, FeatureMapParams):
         weight, _, _, mean, scatter = blocks.reduce(moments, merge)
         gamma = self._resolved_gamma(mean, scatter, weight)
         d, m = blocks.n_features, self.getNComponents()
-        rng = np.random.default_rng(self._rng_seed())
+        rng = np.random.default_rng(unsigned_seed(self))
         weights = np.sqrt(2.0 * gamma) * rng.standard_normal((d, m))
         offsets = rng.uniform(0.0, 2.0 * np.pi, m)
         model = RandomFourierFeaturesModel(weights, offsets, gamma)

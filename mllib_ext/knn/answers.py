@@ -46,12 +46,15 @@ def pairs(found: DataFrame, items: DataFrame, id: str, distance: str) -> DataFra
 
     ``found`` has ``query_df``, ``indices`` and ``distances``.
     """
+    if distance in ("item_df", "query_df"):
+        raise ValueError(
+            f"param distCol: expected a name other than item_df and query_df, found {distance!r}"
+        )
     exploded = found.select("query_df", F.explode_outer(F.arrays_zip("indices", "distances")))
-    edges = exploded.select(
-        "query_df", F.col("col.indices").alias("id"), F.col("col.distances").alias(distance)
-    )
+    edges = exploded.select("query_df", F.col("col.indices").alias("id"), "col.distances")
     whole = items.select(whole_row(items, "item_df"), id_column(items.schema, id)[0].alias("id"))
-    return edges.join(whole, "id", "left").select("item_df", "query_df", quoted(distance))
+    joined = edges.join(whole, "id", "left")
+    return joined.select("item_df", "query_df", F.col("distances").alias(distance))
 
 
 def refuse_duplicates(role: str, df: DataFrame, id: str, items: Items | None = None) -> None:

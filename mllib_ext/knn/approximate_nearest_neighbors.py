@@ -16,8 +16,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from mllib_ext import storage
+from mllib_ext.base import unsigned_seed
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import quoted, refuse_no_dataframe
+from mllib_ext.columns import Features, quoted, refuse_no_dataframe
 from mllib_ext.knn.answers import (
     PACKED,
     answer_columns,
@@ -117,7 +118,7 @@ class ApproximateNearestNeighbors(
             if rule.name == "cosine":
                 refuse_directionless(blocks)
             n_cells = self.getAlgoParams().get("nlist", default_n_cells(blocks.n_rows))
-            cells = trained_cells(blocks, n_cells, rule, self._seed())
+            cells = trained_cells(blocks, n_cells, rule, unsigned_seed(self))
             celled = CelledItems.collected(blocks, kind, cells)
         model._hold(items, celled, cells)
         if "nprobe" not in self.getAlgoParams():
@@ -138,11 +139,11 @@ class ApproximateNearestNeighborsModel(
     _celled_df: DataFrame | None  # the items with their cells, where these are stored
     _index: Index
     _recall: Recall | None = None
-    _path: str | None = None  # where it was loaded from
 
     def _hold(self, items: DataFrame, celled: CelledItems, cells: Cells) -> None:
         """Take over items: as a DataFrame, which may have their cells, and in memory."""
         self._point_to(items)
+        self._item_id = self._id_name()
         codes, ids = Codes.of(celled.ids)
         self._index = Index(InvertedFile.of(cells, celled.X, ids, celled.cells), codes)
         self._recall = self._mapped = None
@@ -199,7 +200,7 @@ class ApproximateNearestNeighborsModel(
         return int(self._index.file.X.shape[1])
 
     def _measure(self) -> None:
-        self._recall = self._index.file.recall(self.getK(), self._seed())
+        self._recall = self._index.file.recall(self.getK(), unsigned_seed(self))
 
     # --- answers ---
 
@@ -263,8 +264,9 @@ class ApproximateNearestNeighborsModel(
                 f"param metric: expected {self._cells.metric.name!r}, by which the index was "
                 f"made, found {self.getMetric()!r}"
             )
+        self._refuse_other_ids()
         side = self._side(queries, self.numFeatures)
-        lookup = Probes(self.getK(), self.nprobe, rule)
+        lookup = Probes(min(self.getK(), self.numItems), self.nprobe, rule)
         kind = self._id_kind(self._items_df)
         return with_neighbors(queries, side, self._shipped(queries), kind, lookup, PACKED)
 
@@ -335,21 +337,39 @@ class ApproximateNearestNeighborsModel(
                 f"items: expected the columns {sorted(expected)} as in the index, "
                 f"found {sorted(items.columns)}"
             )
+        kinds: list[str] = [
+            Features.of(df.schema, self._input()).kind for df in (self._items_df, items)
+        ]
+        if kinds[0] != kinds[1]:
+            raise TypeError(
+                f"features {self._input()!r}: expected {kinds[0]} as in the index, found {kinds[1]}"
+            )
+        if self.getIdCol() is not None:
+            kinds = [self._id_kind(df) for df in (self._items_df, items)]
+            if kinds[0] != kinds[1]:
+                raise TypeError(
+                    f"id column {self._id_name()!r}: expected {kinds[0]} as in the index, "
+                    f"found {kinds[1]}"
+                )
 
     def _read(self, items: DataFrame, cells: Cells | None) -> CelledItems:
         """Items in memory, with the cells that are stored with them or their nearest."""
         stored = CELL if CELL in items.columns else None
         with Blocks.of(items, self._input(), id=self._id_name(), label=stored) as blocks:
+            d = blocks.n_features if cells is None else cells.centroids.shape[1]
+            if blocks.n_features != d:
+                raise ValueError(
+                    f"{blocks.features.label}: expected vectors of length {d} as in the index, "
+                    f"found length {blocks.n_features}"
+                )
             if self.getMetric() == "cosine":
                 refuse_directionless(blocks)
             return CelledItems.collected(blocks, self._id_kind(items), None if stored else cells)
 
     # --- files ---
 
-    def _moved(self, path: str) -> None:
-        """Read the items from where they were saved, if they were read there before."""
-        if self._path == storage.qualified(path):
-            self._point_to(read_index(self._items_df.sparkSession, path).items)
+    def _reread(self, path: str) -> None:
+        self._point_to(read_index(self._items_df.sparkSession, path).items)
 
     def write(self) -> MLWriter:
         """A writer: ``model.write().overwrite().save(path)``.

@@ -21,21 +21,16 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from mllib_ext import storage
+from mllib_ext.knn.search_model import SearchWriter
 from mllib_ext.neighbors.cells import CELL, with_cells
 from mllib_ext.neighbors.ivf import Recall
-from mllib_ext.persistence import ParamsWriter
 
 MANIFEST, CENTROIDS, ITEMS = "manifest.json", "centroids", "items"
 VERSION = 1
 
 
-class IndexWriter(ParamsWriter):
-    """Writes an index; overwrites one that is there only when it is complete."""
-
-    def save(self, path: str) -> None:
-        with storage.atomic_directory(path, overwrite=self.shouldOverwrite) as directory:
-            self.saveImpl(directory)
-        self.instance._moved(path)
+class IndexWriter(SearchWriter):
+    """Writes an index."""
 
     def saveImpl(self, path: str) -> None:
         model: Any = self.instance

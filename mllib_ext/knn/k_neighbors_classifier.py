@@ -20,7 +20,7 @@ from mllib_ext.classes import (
 from mllib_ext.knn.predictors import KNeighborsEstimator, KNeighborsModel
 from mllib_ext.neighbors.votes import LabelledRows, classified
 from mllib_ext.persistence import SavesParams
-from mllib_ext.prediction import Output
+from mllib_ext.prediction import Output, class_outputs
 
 
 class KNeighborsClassificationModel(KNeighborsModel, ProbabilisticClassificationModel):  # type: ignore[misc]
@@ -51,14 +51,8 @@ class KNeighborsClassificationModel(KNeighborsModel, ProbabilisticClassification
         return self._n_classes
 
     def _outputs(self) -> dict[str, Output]:
-        each_class = Output("vector", {"num_attrs": self._n_classes})
-        return {
-            self.getRawPredictionCol(): each_class,
-            self.getProbabilityCol(): each_class,
-            self.getPredictionCol(): Output(
-                "double", {"num_vals": self._n_classes, "type": "nominal"}
-            ),
-        }
+        names = self.getRawPredictionCol(), self.getProbabilityCol(), self.getPredictionCol()
+        return class_outputs(names, self._n_classes)
 
     def _answer(self, names: Any) -> Any:
         thresholds = np.array(self.getThresholds()) if self.isDefined("thresholds") else None

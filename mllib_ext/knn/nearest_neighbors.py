@@ -20,6 +20,7 @@ from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLReader, MLWriter
 from pyspark.sql import DataFrame
 
+from mllib_ext import storage
 from mllib_ext.blocks import Blocks
 from mllib_ext.columns import quoted, refuse_no_dataframe
 from mllib_ext.distances import Manhattan, metric
@@ -32,17 +33,18 @@ from mllib_ext.knn.answers import (
     whole_row,
 )
 from mllib_ext.knn.params import NearestNeighborsParams
-from mllib_ext.knn.search_model import SearchModel
+from mllib_ext.knn.search_model import SearchModel, SearchWriter
 from mllib_ext.neighbors.items import Items, id_column, refuse_directionless
 from mllib_ext.neighbors.plans import (
     GROUP_BYTES,
+    Request,
     Side,
     broadcast_queries,
     exchange,
     with_neighbors,
 )
 from mllib_ext.neighbors.top_k import prepared
-from mllib_ext.persistence import ParamsReader, ParamsWriter, SavesParams, restored
+from mllib_ext.persistence import ParamsReader, SavesParams, restored
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +194,7 @@ class NearestNeighborsModel(
                 self.getPlan() == "auto" and self._n_bytes <= self._threshold()
             )
             self._items = Items.collected(blocks, kind) if fits else None
-        self._items_df = items
+        self._items_df, self._item_id = items, name
         return self
 
     def _threshold(self) -> float:
@@ -283,7 +285,7 @@ class NearestNeighborsModel(
 
     def _streamed(self, queries: DataFrame, name: str) -> DataFrame:
         """The queries with their neighbours as one more column."""
-        side, request = self._query_side(queries), self._request()
+        side, request = self._query_side(queries), self._capped()
         return with_neighbors(queries, side, self._shipped(queries), self._kind, request, name)
 
     @property
@@ -295,12 +297,18 @@ class NearestNeighborsModel(
 
     def _merged(self, queries: DataFrame, plan: Plan) -> DataFrame:
         sides = self._query_side(queries), self._side(self._items_df, self._n_features)
-        arguments = queries, sides[0], self._items_df, sides[1], self._request()
+        arguments = queries, sides[0], self._items_df, sides[1], self._capped()
         if plan.name == "broadcast_queries":
             return broadcast_queries(*arguments)
         return exchange(*arguments, plan.groups)
 
+    def _capped(self) -> Request:
+        """The request, for no more neighbours than there are items: each takes its place."""
+        request = self._request()
+        return replace(request, k=min(request.k, self._n_items))
+
     def _query_side(self, queries: DataFrame) -> Side:
+        self._refuse_other_ids()
         side = self._side(queries, self._n_features)
         if self.getExcludeSelf() and side.kind != self._kind:
             raise TypeError(
@@ -367,6 +375,9 @@ class NearestNeighborsModel(
         """A reader: ``NearestNeighborsModel.read().load(path)``."""
         return _Reader(cls)
 
+    def _reread(self, path: str) -> None:
+        self._items_df = self._items_df.sparkSession.read.parquet(f"{path}/items")
+
     def __repr__(self) -> str:
         return (
             f"NearestNeighborsModel: uid={self.uid}, numItems={self._n_items}, "
@@ -374,7 +385,7 @@ class NearestNeighborsModel(
         )
 
 
-class _Writer(ParamsWriter):
+class _Writer(SearchWriter):
     """Parameters as JSON under ``metadata``, the items with their ids under ``items``."""
 
     def saveImpl(self, path: str) -> None:
@@ -385,4 +396,5 @@ class _Writer(ParamsWriter):
 class _Reader(ParamsReader):
     def load(self, path: str) -> NearestNeighborsModel:
         model: NearestNeighborsModel = restored(self.cls(), self.load_metadata(path))
+        model._path = storage.qualified(path)
         return model._hold(self.sparkSession.read.parquet(f"{path}/items"))

@@ -11,7 +11,7 @@ from pyspark.ml.param.shared import HasInputCol, HasInputCols, HasSeed
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from mllib_ext.base import set_columns
+from mllib_ext.base import set_columns, with_columns
 from mllib_ext.columns import Features
 from mllib_ext.distances import Metric, metric
 from mllib_ext.names import did_you_mean
@@ -81,6 +81,10 @@ class SearchParams(HasNeighbors, HasInputCol, HasInputCols):
             if name in params:
                 self.setInputCol(params.pop(name))
         return self._set(**params)
+
+    def copy(self: Any, extra: Any = None) -> Any:
+        """A copy with other parameters; a column takes the place of several, and they of it."""
+        return with_columns(super().copy(extra), "inputCol", "inputCols", extra)
 
     def setInputCol(self, value: str | Sequence[str]) -> Self:
         """Set the features column, or the list of numeric columns that are the features."""
@@ -257,9 +261,6 @@ class ApproximateParams(SearchParams, HasSeed):
     def setSeed(self, value: int) -> Self:
         """Set the seed of the samples: items for k-means, queries for the recall."""
         return self._set(seed=value)
-
-    def _seed(self) -> int:
-        return self.getSeed() % (1 << 64)  # Spark's may be negative
 
     def _checked(self) -> Metric:
         """The metric; ValueError for a parameter out of range."""

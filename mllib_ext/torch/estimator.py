@@ -26,7 +26,15 @@ from pyspark.ml.util import MLReader, MLWriter
 from pyspark.sql import DataFrame
 
 from mllib_ext import storage
-from mllib_ext.base import HasCallbacks, HasCheckpoints, HasFeatures, Trained, as_row, dense
+from mllib_ext.base import (
+    HasCallbacks,
+    HasCheckpoints,
+    HasFeatures,
+    Trained,
+    as_row,
+    dense,
+    unsigned_seed,
+)
 from mllib_ext.blocks import Blocks
 from mllib_ext.classes import (
     chosen,
@@ -141,7 +149,9 @@ class TorchParams(
 
     def _network(self, loss: Callable[..., Any] | None) -> TorchNetwork:
         make = factory(self.getModule())
-        return TorchNetwork.of(make, self.getModuleArgs(), loss, self.getTask(), self.getSeed())
+        return TorchNetwork.of(
+            make, self.getModuleArgs(), loss, self.getTask(), unsigned_seed(self)
+        )
 
 
 class TorchModel(Shipped, Trained, TorchParams):  # type: ignore[misc]
@@ -187,7 +197,7 @@ class TorchModel(Shipped, Trained, TorchParams):  # type: ignore[misc]
         """The trained ``torch.nn.Module``, one's own, in evaluation mode."""
         torch = torch_package()
         refuse_state(self._network(None), self._state)
-        with drawing(self.getSeed()):
+        with drawing(unsigned_seed(self)):
             module = factory(self.getModule())(**self.getModuleArgs())
         module.load_state_dict({name: torch.tensor(array) for name, array in self._state.items()})
         return module.eval()
@@ -567,6 +577,6 @@ class TorchEstimator(  # type: ignore[misc]
             blocks.drain,
         )
         v = result.state.v
-        statistics = objective.statistics(v, self.getValidationFraction(), self.getSeed())
+        statistics = objective.statistics(v, self.getValidationFraction(), unsigned_seed(self))
         model = TorchModel(network.state(v, statistics), blocks.n_features, k)
         return model._trained(self, result)

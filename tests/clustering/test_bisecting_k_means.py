@@ -156,3 +156,13 @@ def test_bad_params_and_rows_of_zeros_are_refused(frame):
     df = frame.withColumn("array", F.array(*[F.lit(0.0)] * 4))
     with pytest.raises(ValueError, match="rows of a length above 0"):
         BisectingKMeans(featuresCol="array", distanceMeasure="cosine").fit(df)
+
+
+def test_small_weights_forbid_no_split_and_too_few_rows_are_a_warning(spark):
+    blobs, _ = make_blobs([25] * 4, 2, centers=[(0, 0), (5, 5), (0, 5), (5, 0)], cluster_std=0.2)
+    data = [(Vectors.dense(x), 0.001) for x in blobs]
+    df = spark.createDataFrame(data, ["features", "w"]).coalesce(2)
+    assert len(BisectingKMeans(k=4, weightCol="w").fit(df).clusterCenters()) == 4
+    two = spark.createDataFrame([(Vectors.dense(i % 2, 0.0),) for i in range(9)], ["features"])
+    with pytest.warns(UserWarning, match="than k = 5: the model has 2 centers"):
+        assert len(BisectingKMeans(k=5).fit(two).clusterCenters()) == 2

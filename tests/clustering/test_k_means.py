@@ -17,7 +17,7 @@ from sklearn.datasets import load_iris
 from data_frames import FittedOnce, every_kind_of_features
 from mllib_ext import fitting
 from mllib_ext.blocks import Blocks
-from mllib_ext.clustering import KMeans, KMeansModel
+from mllib_ext.clustering import BisectingKMeans, KMeans, KMeansModel, MiniBatchKMeans
 from mllib_ext.optimizers.loop import ConvergenceWarning, Stop
 from mllib_ext.space import euclidean
 
@@ -300,3 +300,35 @@ def test_a_grid_of_k_builds_the_blocks_once(frame):
         single = estimator.copy(maps[2]).fit(frame)
     assert [len(models[i].clusterCenters()) for i in range(3)] == [2, 3, 4]
     np.testing.assert_array_equal(models[2].clusterCenters(), single.clusterCenters())
+
+
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+def test_sparse_rows_are_predicted_as_one_by_one_and_counted_so(spark):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 20)) * (rng.random((200, 20)) < 0.2)
+    data = [(Vectors.sparse(20, np.flatnonzero(x), x[x != 0]),) for x in X]
+    df = spark.createDataFrame(data, ["features"]).coalesce(1)
+    for cls in (KMeans, MiniBatchKMeans, BisectingKMeans):
+        model = cls(k=4, maxIter=20).fit(df)
+        found = [row.prediction for row in model.transform(df).collect()]
+        assert found == [model.predict(row[0]) for row in data]
+    model = KMeans(k=4, maxIter=100, tol=0.0).fit(df)
+    assert model.summary.clusterSizes == model.clusterWeights.tolist()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e20])
+def test_float_rows_have_the_cosine_distances_of_double_ones_at_any_scale(spark, scale):
+    X = scale * np.array([[1, 0.1], [1, 0.2], [1, -0.1], [-1, 0.1], [-1, 0.3], [-1, -0.2]])
+    df = rows(spark, X).withColumn("float", F.col("features").cast("array<float>"))
+    costs = [
+        KMeans(k=2, distanceMeasure="cosine", featuresCol=name).fit(df).cost
+        for name in ("features", "float")
+    ]
+    np.testing.assert_allclose(costs, 0.08324, rtol=1e-4)
+
+
+def test_numbers_whose_squares_overflow_are_refused_by_the_column(spark):
+    df = rows(spark, np.array([[1e160, 1.0], [1.0, 2.0], [3.0, 1.0]]))
+    for measure in ("euclidean", "cosine"):
+        with pytest.raises(ValueError, match=r"column 'features': .* squares .* larger ones"):
+            KMeans(k=2, distanceMeasure=measure).fit(df)

@@ -145,3 +145,11 @@ def test_a_model_that_does_not_know_what_it_has_seen_is_refused(frame):
     theirs = mllib.KMeans(k=2, maxIter=1, seed=1).fit(frame)
     with pytest.raises(TypeError, match="expected a model that has clusterWeights"):
         MiniBatchKMeans().setInitialModel(theirs)
+
+
+def test_fewer_distinct_rows_than_k_give_fewer_centers_and_a_warning(spark):
+    df = spark.createDataFrame([(Vectors.dense(i % 2, 0.0),) for i in range(40)], ["features"])
+    with pytest.warns(UserWarning, match="fewer distinct rows than k = 5: the model has 2 centers"):
+        model = MiniBatchKMeans(k=5, maxIter=3).fit(df)
+    assert sorted(map(tuple, model.clusterCenters())) == [(0.0, 0.0), (1.0, 0.0)]
+    assert (model.clusterWeights > 0).all()

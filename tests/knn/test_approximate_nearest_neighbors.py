@@ -241,6 +241,15 @@ def test_appended_items_are_found_and_the_model_before_is_as_it_was(spark, items
     assert sorted(r.item_df.i for r in joined) == sorted(i for i, _ in expected(X, Q)[0])
     with pytest.raises(ValueError, match=r"items: expected the columns .* as in the index"):
         half.append(items.drop("x1"))
+    strings = items.withColumn("i", F.col("i").cast("string"))
+    with pytest.raises(TypeError, match="id column 'i': expected long as in the index, found str"):
+        half.append(strings)
+    vectors = items.withColumn("array", F.col("dense"))
+    with pytest.raises(TypeError, match=r"features 'array': expected array as in the .* vector"):
+        half.append(vectors)
+    short = items.withColumn("array", F.slice("array", 1, 2))
+    with pytest.raises(ValueError, match=r"'array': expected vectors of length 4 .* length 2"):
+        half.append(short)
     made = ApproximateNearestNeighbors(k=1, inputCol="array", algoParams=ALL)
     more = made.fit(items.where("i < 200")).append(items.where("i >= 200"))
     ids = [row.unique_id for row in more.kneighbors(queries)[0].collect()]

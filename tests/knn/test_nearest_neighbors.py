@@ -293,7 +293,7 @@ def test_what_is_saved_is_loaded(spark, items, queries, tmp_path):
     model = one.fit(items)
     path = str(tmp_path / "model")
     model.save(path)
-    with pytest.raises(Exception, match="already exists"):
+    with pytest.raises(FileExistsError, match="found one that exists"):
         model.save(path)
     again = NearestNeighborsModel.load(path)
     assert again.uid == model.uid == one.uid
@@ -410,3 +410,37 @@ def test_no_items_and_another_number_of_columns_are_refused(items, queries):
         model.kneighbors(queries)
     with pytest.raises(TypeError, match="expected kneighbors to be called"):
         model.transform(queries)
+
+
+def test_a_loaded_model_may_take_its_own_place(items, queries, tmp_path):
+    path = str(tmp_path / "model")
+    estimator().fit(items).save(path)
+    model = NearestNeighborsModel.load(path)
+    before = answer(model, queries)
+    model.write().overwrite().save(path)
+    assert model.exactNearestNeighborsJoin(queries).count() == M * K
+    assert answer(NearestNeighborsModel.load(path), queries) == before
+
+
+@EACH_PLAN
+def test_a_k_beyond_all_items_takes_no_more_room_than_they(items, queries, plan):
+    model = estimator(k=2**31 - 1, plan=plan).fit(items)
+    assert {len(row.indices) for row in model.kneighbors(queries)[2].collect()} == {N}
+
+
+def test_other_ids_than_those_of_the_items_are_refused(items, queries):
+    model = estimator().fit(items).setIdCol("x0")
+    with pytest.raises(ValueError, match=r"param idCol: expected 'i', .* found 'x0'"):
+        model.kneighbors(queries.withColumn("x0", F.col("i") + 100))
+
+
+def test_the_distance_of_a_join_may_have_any_name_but_those_of_its_sides(items, queries):
+    model = estimator().fit(items)
+    for name in ("id", "col", "distances", "a.b"):
+        joined = model.exactNearestNeighborsJoin(queries, name)
+        assert joined.columns == ["item_df", "query_df", name]
+        assert joined.count() == M * K
+    with pytest.raises(
+        ValueError, match=r"param distCol: expected a name other than .* 'query_df'"
+    ):
+        model.exactNearestNeighborsJoin(queries, "query_df")
