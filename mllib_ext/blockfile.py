@@ -30,7 +30,7 @@ from pyspark import TaskContext
 
 from mllib_ext.columns import BadRow, Features, Matrix, numbers
 from mllib_ext.compact import Scattered
-from mllib_ext.partials import Merge, Stage, joined, nbytes
+from mllib_ext.partials import BlockMissing, Merge, Stage, joined, nbytes
 
 # A block's values stay in a core's share of the last-level cache between X @ w and X.T @ r.
 BLOCK_BYTES = 2 << 20
@@ -466,13 +466,17 @@ def read_blocks(handle: Handle) -> Iterator[Block]:
 
     Raises
     ------
-    FileNotFoundError
+    BlockMissing
         The file is not on this machine.
     """
     if not handle.path:
         return
     start = 0
-    with pa.OSFile(handle.path) as source, pa.ipc.open_stream(source) as reader:
+    try:
+        file = pa.OSFile(handle.path)
+    except FileNotFoundError as missing:
+        raise BlockMissing(handle.path) from missing
+    with file as source, pa.ipc.open_stream(source) as reader:
         d = json.loads(reader.schema.metadata[b"n_features"])
         for batch in reader:
             block = _block(batch, d, handle.partition, start)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mllib_ext.blockfile import Block, Handle
-from mllib_ext.partials import Merge, StateLost
+from mllib_ext.partials import BlockMissing, Merge, StateLost
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,11 @@ def updated(
     attempt = uuid.uuid4().int >> 96
     path = _path(handle, *where, attempt)
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(pickle.dumps(state, protocol=5))
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(pickle.dumps(state, protocol=5))
+        os.replace(temporary, path)
+    except FileNotFoundError as gone:  # the directory, with its blocks
+        raise BlockMissing(handle.path) from gone
     if isinstance(address, tuple):
         # Rounds before the committed one are over, with all their attempts.
         for old in path.parent.glob(f"state-{where[0]}-{handle.partition:05d}-*"):
@@ -123,9 +126,9 @@ def _read(handle: Handle, address: Any) -> tuple[bool, Any]:
     path = _path(handle, run, number, int.from_bytes(attempts[at : at + 4], "little"))
     try:
         return True, pickle.loads(path.read_bytes())
-    except FileNotFoundError:
+    except FileNotFoundError as gone:
         if not Path(handle.path).exists():  # this machine has none of it: the round looks further
-            raise
+            raise BlockMissing(handle.path) from gone
         return False, None
 
 

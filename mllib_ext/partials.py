@@ -22,6 +22,10 @@ Stage = Callable[..., tuple[Any, ...]]
 Merge = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
 
 
+class BlockMissing(FileNotFoundError):
+    """A block file is not on this machine: the round looks for it elsewhere."""
+
+
 class StateLost(RuntimeError):
     """A partition's state went with its executor: go back to where all of it is known."""
 
@@ -103,7 +107,7 @@ def of_partition(
         else:
             for block in blocks:
                 values = joined(values, stage(block, *parameters), merge)
-    except FileNotFoundError:
+    except BlockMissing:  # a stage's own file that is missing is its own affair
         return Partial(handle, False, None, 0.0)
     return Partial(handle, True, values, time.perf_counter() - began)
 

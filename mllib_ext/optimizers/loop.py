@@ -444,7 +444,7 @@ def iterate(
                 case Stop():
                     stop = action.reason
                 case Checkpoint():
-                    remembered = state if keeper is None else portable(state, settings)
+                    remembered = portable(state, settings)
                     checkpoints[action.name], asked = (remembered, settings), True
                 case Restore():
                     if action.name not in checkpoints:
