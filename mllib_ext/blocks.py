@@ -123,6 +123,7 @@ class Blocks:
         self._first: tuple[Any, ...] | None = None  # the answer to the round that ran ahead
         self._rounds = _Rounds()
         self._warned_of_order = self._closed = False
+        self._generation = 0  # builds after the first
         try:
             self._build()
             if sum(h.n_bytes for h in self.handles) <= driver_bytes:
@@ -417,11 +418,13 @@ class Blocks:
         """One partial of every partition, in partition order, and the bytes sent for them."""
         bytes_down = 0
         depth = self._depth if only is None else 2
-        told = False  # that the rows changed
+        told, generation = False, 0  # that the rows changed; which blocks were looked at
         for rebuilds in range(MAX_REBUILDS + 1):
             if rebuilds:
                 with self._lock:
-                    self._rebuild(told)
+                    if self._generation == generation:  # no other thread has done it
+                        self._rebuild(told)
+            generation = self._generation
             found: dict[int, Partial] = {}
             for attempt in range(1 + RETRIES):
                 if depth > 2:  # one that is missing leaves the sum of its neighbours short
@@ -531,6 +534,7 @@ class Blocks:
         logger.warning("block files were lost: building all blocks again")
         before = self.handles
         self._build()
+        self._generation += 1
         same = len(before) == len(self.handles) and all(map(Handle.same_rows, before, self.handles))
         if not same and not told:
             warnings.warn(

@@ -14,6 +14,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 # Up to here parameters ride in the task itself, which saves a broadcast's 10 ms a round.
 CLOSURE_BYTES = 1 << 18
+# Spark gives a worker 2 s to end by itself (spark.python.task.killTimeout).
+SETTLING_SECONDS = 4.0
 
 Task = Callable[[Iterable[Any]], Iterable[Partial]]
 
@@ -125,17 +128,25 @@ class Executors:
 
     def build(self, layout: Layout) -> list[tuple[Handle, bytes | None]]:
         """Write all files (again): their handles and what ran ahead, in partition order."""
-        self._unpersist()
         self._known.add(Path())  # a failure leaves files that nobody told of
-        self._handles = self._written(layout).persist(StorageLevel.MEMORY_AND_DISK)
-        rows = sorted(self._handles.collect(), key=lambda row: row.partition)
+        handles = self._written(layout).persist(StorageLevel.MEMORY_AND_DISK)
+        try:
+            rows = sorted(handles.collect(), key=lambda row: row.partition)
+        except BaseException:
+            handles.unpersist()
+            raise
         if self._scan and any(row.fault.startswith(UNFIT) for row in rows):
             logger.info("rows come through Spark: %s", max(row.fault for row in rows))
             self._scan = None
+            handles.unpersist()
             return self.build(layout)
         self._known.discard(Path())
         found = [(Handle.of(row), row.ahead) for row in rows]
-        self.group([handle for handle, _ in found])
+        # Rounds of other threads go by the old ones until the new ones are there.
+        before, self._handles = self._handles, handles
+        self.group([handle for handle, _ in found], again=True)
+        if before is not None:
+            before.unpersist()
         return found
 
     def _written(self, layout: Layout) -> RDD[Any]:
@@ -162,7 +173,6 @@ class Executors:
         if self._grouped is not None and paths == self._placed and not again:
             return
         assert self._handles is not None
-        self._ungroup()
         self._placed = paths
         self._known.update(Path(path).parent for path in paths if path)
         if self.local:
@@ -171,7 +181,7 @@ class Executors:
             # for 60,000 images.
             self._n_tasks = max(1, min(_slots(self._context), len(handles)))
             bare = [astuple(handle) for handle in handles]
-            self._grouped = self._context.parallelize(bare, self._n_tasks)
+            self._regroup(self._context.parallelize(bare, self._n_tasks))
             return
         # By executor first: coalesce alone evens out the groups, and to that end moves handles
         # away from their files; below ten partitions it hardly looks where they are.
@@ -187,8 +197,14 @@ class Executors:
             grouped = self._context.union(parts)
         else:
             grouped = self._handles.coalesce(_slots(self._context))
-        self._grouped = grouped.map(_bare).persist(StorageLevel.MEMORY_AND_DISK)
-        self._n_tasks = self._grouped.getNumPartitions()
+        grouped = grouped.map(_bare).persist(StorageLevel.MEMORY_AND_DISK)
+        self._n_tasks = grouped.getNumPartitions()
+        self._regroup(grouped)
+
+    def _regroup(self, grouped: RDD[Any]) -> None:
+        before, self._grouped = self._grouped, grouped
+        if before is not None:
+            before.unpersist()
 
     def _pruned(self, partitions: list[int]) -> RDD[Any]:
         """Some partitions of the handles, where they are (PySpark has no name for it)."""
@@ -225,16 +241,18 @@ class Executors:
         the values of all.
         """
         task: Task = partial(run_stage, stage, merge, shipment)
-        assert self._handles is not None
-        assert self._grouped is not None
+        handles, grouped = self._handles, self._grouped  # another thread may build anew
+        assert handles is not None
+        assert grouped is not None
         if depth > 2:
-            found = (self._handles if partitions else self._grouped).mapPartitions(task)
-            return _tree(found, self._handles.getNumPartitions(), depth, merge).collect()
+            found = (handles if partitions else grouped).mapPartitions(task)
+            return _tree(found, handles.getNumPartitions(), depth, merge).collect()
         if partitions is None:
-            return self._grouped.mapPartitions(task).collect()
-        return self._context.runJob(self._handles, task, list(partitions))
+            return grouped.mapPartitions(task).collect()
+        return self._context.runJob(handles, task, list(partitions))
 
     def close(self) -> None:
+        """Delete the block files, after the tasks of a build that failed have ended, too."""
         if self._context._jsc is None:  # stopped: Spark has deleted its local directories
             return
         if self.local and Path() not in self._known:
@@ -242,6 +260,8 @@ class Executors:
                 shutil.rmtree(directory, ignore_errors=True)
             self._unpersist()
             return
+        if Path() in self._known:
+            self._await_tasks()
         delete = partial(_delete, self._directory)
         if self.local:
             self._context.parallelize([0], 1).mapPartitions(delete).collect()
@@ -259,6 +279,15 @@ class Executors:
                     break
         self._unpersist()
 
+    def _await_tasks(self) -> None:
+        """Wait for tasks that were cancelled: their workers write on for up to two seconds."""
+        tracker = self._context._jsc.sc().statusTracker()
+        deadline = time.monotonic() + SETTLING_SECONDS
+        while any(executor.numRunningTasks() for executor in tracker.getExecutorInfos()):
+            if time.monotonic() > deadline:  # those of others, perhaps
+                return
+            time.sleep(0.05)
+
     def _all_cached(self) -> bool:
         """Whether a job over the handles would run without writing a file again."""
         assert self._handles is not None
@@ -268,16 +297,11 @@ class Executors:
                 return bool(info.numCachedPartitions() == self._handles.getNumPartitions())
         return False
 
-    def _ungroup(self) -> None:
-        if self._grouped is not None:
-            self._grouped.unpersist()
-        self._grouped = None
-
     def _unpersist(self) -> None:
-        self._ungroup()
-        if self._handles is not None:
-            self._handles.unpersist()
-        self._handles = None
+        for cached in (self._grouped, self._handles):
+            if cached is not None:
+                cached.unpersist()
+        self._grouped = self._handles = None
 
 
 def _tree(parts: RDD[Any], n: int, depth: int, merge: Merge | None) -> RDD[Any]:

@@ -469,6 +469,40 @@ def test_an_exception_in_a_stage_is_told_and_leaves_nothing(spark, leftovers):
     assert not leftovers.block_files()
 
 
+@pytest.mark.parametrize("driver_bytes", [0, 1 << 30])
+def test_a_file_that_a_stage_misses_is_told_and_leaves_no_rows_out(spark, driver_bytes):
+    def missing(block):
+        if block.partition == 1:
+            raise FileNotFoundError("weights.bin")
+        return (block.n,)
+
+    df = frame(spark, 100, 3)
+    with (
+        Blocks.of(df, "x", driver_bytes=driver_bytes) as blocks,
+        pytest.raises(Exception, match=r"weights\.bin"),
+    ):
+        blocks.sum(missing)
+
+
+def test_a_build_that_is_cancelled_leaves_nothing(spark, leftovers):
+    df = spark.range(0, 1_000_000, 1, 4).select(F.array(*[F.rand(i) for i in range(40)]).alias("x"))
+
+    def cancel():
+        deadline = time.monotonic() + 60
+        while not leftovers.block_files() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        spark.sparkContext.cancelAllJobs()  # as PySpark's handler of SIGINT does
+
+    watcher = threading.Thread(target=cancel)
+    watcher.start()
+    with pytest.raises(Exception, match="cancelled"):
+        Blocks.of(df, "x")
+    watcher.join()
+    assert not leftovers.block_files()
+    time.sleep(1)  # nor what a worker may have written since
+    assert not leftovers.block_files()
+
+
 def test_an_exception_in_the_source_leaves_nothing(spark, leftovers):
     df = frame(spark, 1_000, 4).selectExpr("if(id < 999, x, array(raise_error('no'))) x")
     with pytest.raises(Exception, match="no"):

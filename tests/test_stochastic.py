@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mllib_ext.classification import (
     LogisticRegression,
     MultilayerPerceptronClassifier,
 )
+from mllib_ext.optimizers.loop import Checkpoint, Restore
 from mllib_ext.regression import LinearRegression, LinearSVR
 
 CANCER, DIABETES, IRIS = load_breast_cancer(), load_diabetes(), load_iris()
@@ -237,3 +239,41 @@ def test_solver_options_of_stochastic_descent_are_checked_before_any_job(frames)
     network = MultilayerPerceptronClassifier(layers=[8, 2], batchSize=64)
     with pytest.raises(ValueError, match="param batchSize: expected 0 with solver 'l-bfgs'"):
         network.fit(frames["cancer"])
+
+
+def test_a_run_with_states_in_files_is_restored_where_it_was(frames, monkeypatch):
+    monkeypatch.setattr(fitting, "DRIVER_BYTES", 0)
+    seen = []
+
+    def steer(state, record):
+        seen.append((state.epoch, state.v))
+        return {3: Checkpoint("here"), 5: Restore("here")}.get(record.iteration)
+
+    LogisticRegression(
+        solver="adam", updates="local", miniBatchFraction=0.25, schedule="constant", maxIter=6
+    ).setCallbacks([steer]).fit(frames["cancer"])
+    assert [epoch for epoch, _ in seen] == [0, 1, 2, 3, 4, 5, 4]
+    np.testing.assert_array_equal(seen[6][1], seen[4][1])
+
+
+def test_all_files_lost_under_concurrent_rounds_are_written_again_once(frames, monkeypatch, caplog):
+    monkeypatch.setattr(fitting, "DRIVER_BYTES", 0)
+    df = frames["iris"]
+    directory = Path(df.sparkSession.conf.get("spark.local.dir"))
+
+    def lose(state, record):
+        if record.iteration == 2:
+            for path in directory.rglob("mllib_ext-*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    model = (
+        LogisticRegression(
+            solver="sgd", updates="asynchronous", miniBatchFraction=0.5, maxIter=6, stepSize=0.3
+        )
+        .setCallbacks([lose])
+        .fit(df)
+    )
+    assert model.n_iter == 6
+    assert model.history[-1].loss < 0.5 * model.history[0].loss
+    told = [r for r in caplog.records if "building all blocks again" in r.getMessage()]
+    assert len(told) == 1
