@@ -162,8 +162,6 @@ class RegressionEstimator(LinearEstimator, RegressionParams):
                 f"param lineSearch: expected one of {gd.LINE_SEARCHES}, "
                 f"found {self.getLineSearch()!r}"
             )
-        if self.getSolver() != "gd":
-            self._refuse_unused("lineSearch")
         alpha = self.getElasticNetParam()
         if not 0 <= alpha <= 1:
             raise ValueError(f"param elasticNetParam: expected a number in [0, 1], found {alpha!r}")

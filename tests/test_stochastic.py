@@ -234,8 +234,6 @@ def test_solver_options_of_stochastic_descent_are_checked_before_any_job(frames)
                 estimator._set(**{"solver": "sgd", **params}).fit(frames["cancer"])
     with pytest.raises(ValueError, match=r"param solver: .* elasticNetParam above 0, found 'sgd'"):
         LogisticRegression(solver="sgd", elasticNetParam=0.5).fit(frames["cancer"])
-    with pytest.raises(ValueError, match=r"param lineSearch: .* with solver 'auto', found 'none'"):
-        LogisticRegression(lineSearch="none").fit(frames["cancer"])
     network = MultilayerPerceptronClassifier(layers=[8, 2], batchSize=64)
     with pytest.raises(ValueError, match="param batchSize: expected 0 with solver 'l-bfgs'"):
         network.fit(frames["cancer"])
