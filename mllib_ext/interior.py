@@ -81,8 +81,6 @@ class Evaluation(NamedTuple):
     gradient, by_mu : ndarray, shape (size,)
         What Newton's system has on its right side, ``-(gradient + mu * by_mu)``, for any mu.
     hessian : ndarray, shape (size, size)
-    exact : bool
-        Nothing is left to gain: the risk is 0, and there is no penalty but a ridge in its place.
     """
 
     value: float
@@ -91,7 +89,6 @@ class Evaluation(NamedTuple):
     gradient: np.ndarray
     by_mu: np.ndarray
     hessian: np.ndarray
-    exact: bool
 
 
 @dataclass(frozen=True)
@@ -112,8 +109,6 @@ class Risk:
         Of the first point: of the size of the loss there.
     precision : float
         Relative rounding error of a value.
-    unpenalized : bool
-        The penalty stands in place of none.
     """
 
     blocks: Sums
@@ -123,16 +118,13 @@ class Risk:
     intercepts: np.ndarray
     mu: float = 1.0
     precision: float = 1e-14
-    unpenalized: bool = False
 
     def regularized(self, strength: float) -> Risk:
         """With another strength of the penalty; a slight ridge in place of 0."""
         if strength > 0:
-            penalty = replace(self.penalty, strength=strength)
-            return replace(self, penalty=penalty, unpenalized=False)
+            return replace(self, penalty=replace(self.penalty, strength=strength))
         ridge = RIDGE if self.precision < 1e-10 else RIDGE_FLOAT32
-        penalty = L2(ridge, np.ones_like(self.penalty.scale))
-        return replace(self, penalty=penalty, unpenalized=True)
+        return replace(self, penalty=L2(ridge, np.ones_like(self.penalty.scale)))
 
     def evaluate(self, path: np.ndarray, mus: np.ndarray) -> Evaluation:
         """The end of a path of points (size, T), and of what ``mu`` was (T,): one round.
@@ -157,7 +149,6 @@ class Risk:
             gradient=without_mu + ridge,
             by_mu=by_mu,
             hessian=curved(H, W, self.penalty, k),
-            exact=self.unpenalized and float(value) == 0.0,
         )
 
     def subgradients(self, points: np.ndarray) -> tuple[np.ndarray, list[Cut]]:

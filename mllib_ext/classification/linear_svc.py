@@ -152,8 +152,7 @@ class LinearSVC(
     -----
     With ``regParam=0`` the hinge gets a ridge of 1e-8 on the standardised coefficients (1e-6 in
     single precision), which the reported objective contains: ``gap`` then bounds what another
-    model could win by up to half the ridge times its squared norm. Solver ``interior-point`` ends
-    where all rows are beyond their margins: no hinge is left to win.
+    model could win by up to half the ridge times its squared norm.
 
     Examples
     --------

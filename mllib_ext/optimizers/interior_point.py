@@ -86,6 +86,4 @@ def reached(
     """The state at the end of a path."""
     end = risk.evaluate(path, mus)
     state = state.met(end.value, path[:, -1]).with_cuts(risk.curvature(), [end.cut], CUTS)
-    if end.exact and state.loss == end.value:  # of rows that can be told apart without error
-        state = replace(state, lower=state.loss)
     return replace(state, step_size=size, path=path, mus=mus, end=end)

@@ -208,13 +208,3 @@ def test_a_run_that_ends_early_is_one_warning_and_keeps_its_gap(patients, tmp_pa
 def test_what_no_fit_could_use_is_refused(patients, params, name):
     with pytest.raises(ValueError, match=f"param {name}: expected .*found"):
         LinearSVC(**params).fit(patients)
-
-
-def test_rows_that_a_line_tells_apart_need_no_hundred_rounds_without_a_penalty(spark):
-    X = np.random.default_rng(3).normal(size=(40, 2))
-    y = X[:, 0] > 0
-    model = LinearSVC().fit(frame(spark, X, y))
-    margins = (2 * y - 1) * (X @ model.coefficients.toArray() + model.intercept)
-    assert (margins >= 1 - 1e-12).all()
-    assert (model.converged, model.reason, model.gap) == (True, "gap", 0.0)
-    assert model.n_iter < 15
