@@ -266,7 +266,9 @@ def test_runs_that_ended_are_chosen_and_laid_over_each_other(spark, opened, tmp_
         page.select_option("#run", "k2")
         page.select_option("#other", "k3")
         legend = page.locator("[data-plot=loss] .u-legend")
-        page.wait_for_function("() => document.querySelector('.u-legend').innerText.includes('k3')")
+        page.wait_for_function(
+            "() => document.querySelector('.u-legend')?.innerText.includes('k3')"
+        )
         assert "k2" in legend.inner_text()
         page.reload()  # the address remembers what is looked at
         page.locator("[data-plot=loss] .u-legend", has_text="k3").wait_for()
