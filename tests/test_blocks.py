@@ -549,13 +549,15 @@ def test_a_hundred_rounds_leak_no_memory_and_no_disk(spark, leftovers):
         jvm = storage_memory_left(spark)
         tracemalloc.start()
         try:
-            rounds(1)  # tracing itself allocates
+            # What replaces an object from before is counted, and the old one's end is not: caches
+            # that stay as large as they are have grown by 300 bytes a round after the first 100.
+            rounds(100)
             before = tracemalloc.get_traced_memory()[0]
             rounds(100)
             grown = tracemalloc.get_traced_memory()[0] - before
         finally:
             tracemalloc.stop()
-        assert grown < 100 * 500, f"{grown / 100} bytes a round stay with the driver"
+        assert grown < 100 * 200, f"{grown / 100} bytes a round stay with the driver"
         assert len(ThreadSafeFinalizer.finalizers) <= objects + 20, "Java objects held by Python"
         # 25 broadcasts of 512 kB, and the tasks of 100 jobs, which go with a garbage collection.
         deadline = time.monotonic() + 20
