@@ -10,6 +10,7 @@ need about 15: docs/decisions/0009-hinge-by-interior-point.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -22,8 +23,9 @@ from mllib_ext.optimizers.cuts import Cuts
 from mllib_ext.optimizers.smooth import SmoothSettings
 
 SETTINGS = SmoothSettings
-# What each step makes of mu. With less, rows that were far from their borders run into them.
-CENTRING = 0.2
+# What each step makes of mu. With less, rows that were far from their borders run into them. After
+# a step that raised mu the root of it, and so on, until such steps are taken as they are.
+CENTRING, RECENTRING_ENDS = 0.2, 0.97
 # Points that rows are replayed along. After so many the run starts afresh where it stands.
 MEMORY = 30
 # The last one nearly proves the bound alone; the others make up for what its intercepts lack.
@@ -54,11 +56,14 @@ class Interior(Certified):
     mus : ndarray, shape (T,)
     end : Evaluation
         Of the end of the path.
+    centring : float
+        What the next step makes of mu.
     """
 
     path: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     mus: np.ndarray = field(default_factory=lambda: np.empty(0))
     end: Any = None
+    centring: float = CENTRING
 
 
 def start(risk: Risk, v: np.ndarray, settings: SmoothSettings) -> Interior:
@@ -68,16 +73,28 @@ def start(risk: Risk, v: np.ndarray, settings: SmoothSettings) -> Interior:
 
 
 def step(risk: Risk, state: Interior, settings: SmoothSettings) -> Interior:
-    """One Newton step towards a smaller mu."""
+    """One Newton step towards a smaller mu, or none where it raises mu.
+
+    Such a step went beyond what the equations hold for as lines, as it may where rows can be told
+    apart without error and the penalty is slight. Its cut and its value count, and the next one
+    aims at a mu nearer to the present one: it leads back to the middle of the borders first.
+    """
     end, v = state.end, state.path[:, -1]
-    mu = CENTRING * end.complementarity
+    mu = state.centring * end.complementarity
     if mu < LEAST * risk.mu:
         return replace(state, stalled=True)
     p = -newton.solve(end.hessian, end.gradient + mu * end.by_mu)
     if len(state.mus) >= MEMORY:
-        return reached(risk, state, (v + p)[:, None], np.array([mu]), 1.0)
-    path = np.column_stack([state.path, v + p])
-    return reached(risk, state, path, np.append(state.mus, mu), 1.0)
+        path, mus = (v + p)[:, None], np.array([mu])
+    else:
+        path, mus = np.column_stack([state.path, v + p]), np.append(state.mus, mu)
+    after = reached(risk, state, path, mus, 1.0)
+    if after.end.complementarity > end.complementarity and state.centring < RECENTRING_ENDS:
+        centring = math.sqrt(state.centring)
+        return replace(
+            after, step_size=0.0, path=state.path, mus=state.mus, end=end, centring=centring
+        )
+    return replace(after, centring=max(CENTRING, state.centring**2))
 
 
 def reached(

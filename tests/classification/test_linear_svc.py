@@ -208,3 +208,19 @@ def test_a_run_that_ends_early_is_one_warning_and_keeps_its_gap(patients, tmp_pa
 def test_what_no_fit_could_use_is_refused(patients, params, name):
     with pytest.raises(ValueError, match=f"param {name}: expected .*found"):
         LinearSVC(**params).fit(patients)
+
+
+@pytest.mark.parametrize(("n", "d", "reg"), [(40, 2, 0.0), (200, 5, 0.0), (40, 2, 1e-6)])
+def test_the_gap_is_proved_where_rows_can_be_told_apart(spark, n, d, reg):
+    X = np.random.default_rng(3).normal(size=(n, d))
+    y = X[:, 0] > 0
+    model, other = (
+        LinearSVC(solver=solver, regParam=reg).fit(frame(spark, X, y))
+        for solver in ("interior-point", "bundle")
+    )
+    margins = (2 * y - 1) * (X @ model.coefficients.toArray() + model.intercept)
+    assert margins.min() >= 1 - 1e-5
+    assert (model.converged, model.reason) == (True, "gap")
+    assert 0 < model.gap <= 1e-8
+    assert model.history[-1].loss == pytest.approx(other.history[-1].loss, abs=2e-8)
+    assert model.n_iter < 50
