@@ -275,9 +275,13 @@ class HasClusteringSummary(HasSummary[C], Generic[C]):
             model.getPredictionCol(),
             _features_name(model),
             len(model.clusterCenters()),
-            model.n_iter,
+            self._rounds(),
             model.cost,
         )
+
+    def _rounds(self: Any) -> int:
+        """What ``summary.numIter`` is."""
+        return int(self.n_iter)
 
 
 class HasKMeansSummary(HasClusteringSummary[KMeansSummary]):
@@ -290,6 +294,9 @@ class HasBisectingKMeansSummary(HasClusteringSummary[BisectingKMeansSummary]):
     """The training summary of bisecting k-means."""
 
     _summaryCls = BisectingKMeansSummary
+
+    def _rounds(self: Any) -> int:
+        return int(self.getMaxIter())  # as in pyspark.ml; n_iter counts what all levels took
 
 
 def inverse_diagonal(

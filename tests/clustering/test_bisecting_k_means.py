@@ -126,6 +126,7 @@ def test_the_cost_is_within_5_percent_of_pyspark_mls_or_below(frame, distance, w
     expected = mllib.BisectingKMeans(seed=1, **params).fit(frame)
     assert found.cost <= 1.05 * expected.summary.trainingCost
     assert len(found.clusterCenters()) == 6
+    assert found.summary.numIter == expected.summary.numIter == found.getMaxIter()
 
 
 def test_a_model_predicts_its_leaves_and_is_loaded_again(frame, tmp_path, monkeypatch):
