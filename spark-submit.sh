@@ -173,6 +173,7 @@ export SPARK_CONF_DIR=${SPARK_CONF_DIR:-$root/conf}
 
 if [ "$1" = --python ]; then
     shift
+    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
     exec "$venv/bin/python" "$@"
 fi
 # Isolated (-I), since a directory of ours on sys.path could hide a module of the standard library.

@@ -28,17 +28,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=500_000)
-    parser.add_argument("--features", type=int, default=100)
+    parser.add_argument("--rows", type=_positive, default=500_000)
+    parser.add_argument("--features", type=_positive, default=100)
     parser.add_argument("--classes", type=int, default=2, help="0 for a number as the label")
     parser.add_argument("--density", type=float, default=1.0, help="below 1: sparse vectors")
     parser.add_argument("--correlation", type=float, default=0.9, help="of neighbouring features")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--path", help="data to read in place of generated ones")
     parser.add_argument("--format", default="parquet", help="of --path: parquet, libsvm, ...")
-    parser.add_argument("--copies", type=int, default=1, help="how often --path is read")
-    parser.add_argument("--partitions", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--copies", type=_positive, default=1, help="how often --path is read")
+    parser.add_argument("--partitions", type=_positive, default=2)
+    parser.add_argument("--repeats", type=_positive, default=5)
     parser.add_argument(
         "--tasks", nargs="+", choices=[*comparisons.TASKS, IMAGES], default=[*comparisons.TASKS]
     )
@@ -53,13 +53,29 @@ def main(argv: list[str] | None = None) -> int:
         help=f"draw what the last of these tasks found here: {[*comparisons.DRAWN]}",
     )
     parser.add_argument("--output", type=Path, help="write all figures here, as JSON")
-    return cli.run_without_config(compare, parser, argv, name="mllib_ext benchmark")
+
+    def refuse(options: argparse.Namespace) -> None:
+        if IMAGES in options.tasks and not options.fashion_mnist:
+            parser.error(f"task {IMAGES}: expected --fashion-mnist beside it, found none")
+        if options.classes < 0 or options.classes == 1:
+            parser.error(f"argument --classes: expected 0, or 2 or more, found {options.classes}")
+        for name in ("output", "plot"):
+            path = getattr(options, name)
+            if path and not path.parent.is_dir():
+                parser.error(f"argument --{name}: expected a directory, found no {path.parent}")
+
+    return cli.run_without_config(compare, parser, argv, name="mllib_ext benchmark", refuse=refuse)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {number}")
+    return number
 
 
 def compare(spark: SparkSession, options: argparse.Namespace) -> str:
     """The comparisons that were asked for, as a table."""
-    if IMAGES in options.tasks and not options.fashion_mnist:
-        raise ValueError(f"task {IMAGES}: expected --fashion-mnist beside it, found none")
     problem = Problem(
         options.rows,
         options.features,

@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame
 from mllib_ext import storage
 from mllib_ext.blocks import Blocks
 from mllib_ext.checkpoints import Checkpoints, Fit
-from mllib_ext.columns import refuse_no_dataframe
+from mllib_ext.columns import data_type, refuse_no_dataframe
 from mllib_ext.partials import Merge, Stage
 
 if TYPE_CHECKING:
@@ -33,8 +33,14 @@ class FitsOverBlocks(Estimator[Any]):
     """An estimator that trains in rounds over blocks."""
 
     @abstractmethod
-    def _refuse(self, dataset: DataFrame) -> None:
+    def _refuse_params(self) -> None:
+        """ValueError for parameters that no fit could use, whatever the data."""
+
+    def _refuse(self: Any, dataset: DataFrame) -> None:
         """ValueError or TypeError for parameters and columns that no fit could use."""
+        self._refuse_params()
+        if self.hasParam("labelCol"):
+            data_type(dataset.schema, self.getLabelCol(), "label")
 
     @abstractmethod
     def _fit_blocks(self, blocks: Blocks) -> Any:

@@ -15,7 +15,6 @@ from pyspark.ml.param.shared import (
     HasTol,
     HasWeightCol,
 )
-from pyspark.sql import DataFrame
 
 from mllib_ext.base import HasCheckpoints, HasFeatures, Trained, frozen
 from mllib_ext.columns import Matrix
@@ -163,7 +162,7 @@ class KernelEstimator(FitsOverBlocks, SetsKernel, KernelParams):
     def _driver_bytes(self) -> int:
         return min(DRIVER_BYTES, super()._driver_bytes())
 
-    def _refuse(self, dataset: DataFrame) -> None:
+    def _refuse_params(self) -> None:
         self._refuse_kernel()
         self._refuse_not_above_0("tol")
         lowest = {"maxIter": 0, "maxSupportVectors": 2}

@@ -18,7 +18,6 @@ from pyspark.ml.param.shared import (
     HasTol,
     HasWeightCol,
 )
-from pyspark.sql import DataFrame
 
 from mllib_ext.base import (
     HasCallbacks,
@@ -31,7 +30,6 @@ from mllib_ext.base import (
     unsigned_seed,
 )
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import data_type
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.linear import precision
 from mllib_ext.losses import Loss
@@ -245,7 +243,7 @@ class MultilayerPerceptronEstimator(
         rows = DRIVER_FLOP / (6 * self._network.n_weights)
         return min(super()._driver_bytes(), round(8 * rows * self.getLayers()[0]))
 
-    def _refuse(self: Any, dataset: DataFrame) -> None:
+    def _refuse_params(self: Any) -> None:
         for name, choices in (("solver", SOLVERS), ("activation", tuple(ACTIVATIONS))):
             value = self.getOrDefault(name)
             if value not in choices:
@@ -277,7 +275,6 @@ class MultilayerPerceptronEstimator(
             raise ValueError(f"param blockSize: expected 1 or more, found {self.getBlockSize()!r}")
         if self.isDefined("initialWeights"):
             self._refuse_initial_weights(self.getInitialWeights().toArray())
-        data_type(dataset.schema, self.getLabelCol(), "label")
 
     def _refuse_initial_weights(self, weights: np.ndarray) -> None:
         expected = self._network.n_weights

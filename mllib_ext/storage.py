@@ -105,8 +105,8 @@ def put_bytes(path: str, data: bytes) -> None:
     _refuse_existing(final, overwrite=False)
     _, jpath = _open(final)
     beside = f"{jpath.getParent().toString()}/.{jpath.getName()}.{uuid.uuid4().hex[:8]}.tmp"
-    _write(beside, data)
     try:
+        _write(beside, data)
         _rename(beside, final)
     except BaseException:
         delete(beside)
@@ -178,6 +178,26 @@ def atomic_directory(path: str, *, overwrite: bool = False) -> Iterator[str]:
         with _uninterrupted():
             _clean(made)
         raise
+
+
+@contextmanager
+def put_aside(path: str) -> Iterator[None]:
+    """What is at ``path`` stands aside while the block runs, as ``.NAME.*.old``.
+
+    After the block it is deleted if there is something new at ``path``, and put back otherwise.
+    """
+    final = qualified(path)
+    _, jpath = _open(final)
+    aside = f"{jpath.getParent().toString()}/.{jpath.getName()}.{uuid.uuid4().hex[:8]}.old"
+    _rename(final, aside)
+    try:
+        yield
+    finally:
+        with _uninterrupted():
+            if exists(final):
+                delete(aside)
+            else:
+                _rename(aside, final)
 
 
 def _refuse_existing(path: str, overwrite: bool) -> None:
@@ -295,15 +315,19 @@ def _kind(name: str, message: str) -> type[OSError]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: a second one must not stop the cleaning up."""
+    """Ctrl-C and SIGTERM wait for the end of the block: nothing must stop the cleaning up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    waiting: list[tuple[Any, ...]] = []
-    before = signal.signal(signal.SIGINT, lambda *args: waiting.append(args))
+    waiting: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: waiting.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-    if waiting and callable(before):
-        before(*waiting[-1])
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if waiting:
+        signal.raise_signal(waiting[-1])

@@ -126,11 +126,24 @@ def test_a_rename_never_moves_a_directory_into_another(tmp_path):
     assert everything_below(tmp_path) == ["mine.tmp", "out", "out/theirs.txt"]
 
 
-def test_a_second_interrupt_waits_until_everything_is_cleaned_up(tmp_path, monkeypatch):
+@pytest.fixture
+def sigterm_raises():
+    def raise_(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, raise_)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_waits_until_everything_is_cleaned_up(
+    tmp_path, monkeypatch, sigterm_raises, number
+):
     clean = storage._clean
 
     def interrupted_cleaning(made):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         clean(made)
 
     monkeypatch.setattr(storage, "_clean", interrupted_cleaning)
@@ -143,6 +156,35 @@ def test_a_second_interrupt_waits_until_everything_is_cleaned_up(tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         fails()
     assert everything_below(tmp_path) == []
+
+
+def test_a_file_whose_writing_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    write = storage._write
+
+    def interrupted(path, data):
+        write(path, data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        storage.put_text(f"{tmp_path}/a.txt", "a")
+    assert everything_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_what_is_put_aside_comes_back_unless_it_is_replaced(tmp_path, new):
+    storage.write_text(f"{tmp_path}/out/a.txt", "old")
+
+    def fails():
+        with storage.put_aside(f"{tmp_path}/out"):
+            assert not storage.exists(f"{tmp_path}/out")
+            if new:
+                storage.write_text(f"{tmp_path}/out/b.txt", "new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert everything_below(tmp_path) == ["out", "out/b.txt" if new else "out/a.txt"]
 
 
 def test_a_long_text_comes_back(tmp_path):

@@ -252,8 +252,8 @@ class OneClassSVM(  # type: ignore[misc]
         """Set the largest share of the training rows that are outside."""
         return self._set(nu=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
-        super()._refuse(dataset)
+    def _refuse_params(self) -> None:
+        super()._refuse_params()
         if not 0 < self.getNu() < 1:
             # At 1 all coefficients are at their bounds, and any offset is as good that is larger.
             raise ValueError(

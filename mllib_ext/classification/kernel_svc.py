@@ -18,7 +18,7 @@ from mllib_ext.base import HasCallbacks, HasFeatures, as_row, dense, frozen
 from mllib_ext.blocks import Blocks
 from mllib_ext.cascade import CascadeSettings, Problem
 from mllib_ext.classes import class_weights, declared_classes, merge_class_moments
-from mllib_ext.columns import Matrix, data_type
+from mllib_ext.columns import Matrix
 from mllib_ext.kernel_estimator import (
     KernelEstimator,
     KernelParams,
@@ -327,8 +327,8 @@ class KernelSVC(  # type: ignore[misc]
         """Set what C of a class is multiplied by: balanced, or numbers by label."""
         return self._set(classWeight=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
-        super()._refuse(dataset)
+    def _refuse_params(self) -> None:
+        super()._refuse_params()
         weight = self.getClassWeight() if self.isDefined("classWeight") else {}
         if isinstance(weight, str) and weight != "balanced":
             raise ValueError(
@@ -337,7 +337,6 @@ class KernelSVC(  # type: ignore[misc]
         if isinstance(weight, dict) and not all(0 < w < np.inf for w in weight.values()):
             raise ValueError(f"param classWeight: expected numbers above 0, found {weight!r}")
         self._refuse_not_above_0("C")
-        data_type(dataset.schema, self.getLabelCol(), "label")
 
     def _fit_blocks(self, blocks: Blocks) -> KernelSVCModel:
         labels, by_label, weight, _, _, mean, scatter = blocks.reduce(

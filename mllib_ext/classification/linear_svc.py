@@ -33,7 +33,7 @@ from mllib_ext.classes import (
     merge_class_moments,
 )
 from mllib_ext.classification.linear_classifier import LinearClassifier
-from mllib_ext.columns import Matrix, data_type
+from mllib_ext.columns import Matrix
 from mllib_ext.hinges import CrammerSinger, Hinge, LargestLine, SquaredHinge
 from mllib_ext.linear import centred
 from mllib_ext.linear_svm import Piecewise, SVMEstimator, SVMParams, gap_of
@@ -215,7 +215,7 @@ class LinearSVC(
         """Set how more than two classes are told apart: ovr or crammer_singer."""
         return self._set(multiClass=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
+    def _refuse_params(self) -> None:
         self._refuse_common()
         if self.getMultiClass() not in ("ovr", "crammer_singer"):
             raise ValueError(
@@ -227,7 +227,6 @@ class LinearSVC(
             )
         if np.isnan(self.getThreshold()):
             raise ValueError("param threshold: expected a number, found nan")
-        data_type(dataset.schema, self.getLabelCol(), "label")
 
     def _first_round(self) -> Any:
         return class_moments, merge_class_moments

@@ -25,7 +25,6 @@ from pyspark.ml.classification import (
     _LogisticRegressionParams,
 )
 from pyspark.ml.linalg import Vector
-from pyspark.sql import DataFrame
 
 from mllib_ext.base import dense
 from mllib_ext.blocks import Blocks
@@ -39,7 +38,7 @@ from mllib_ext.classes import (
     refuse_thresholds,
 )
 from mllib_ext.classification.linear_classifier import LinearClassifier
-from mllib_ext.columns import Matrix, data_type
+from mllib_ext.columns import Matrix
 from mllib_ext.linear import (
     SOLVERS,
     RegressionEstimator,
@@ -219,7 +218,7 @@ class LogisticRegression(
         """Set upper bounds of the intercepts: a vector (1,) or (k,)."""
         return self._set(upperBoundsOnIntercepts=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
+    def _refuse_params(self) -> None:
         self._refuse_common(SOLVERS)
         if self._bounded():
             self._refuse_smooth_solver("bounds")
@@ -233,7 +232,6 @@ class LogisticRegression(
                 f"param family: expected auto, binomial or multinomial, found {self.getFamily()!r}"
             )
         self._refuse_thresholds()
-        data_type(dataset.schema, self.getLabelCol(), "label")
 
     def _first_round(self) -> Any:
         return class_moments, merge_class_moments

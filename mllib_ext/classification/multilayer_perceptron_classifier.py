@@ -219,8 +219,8 @@ class MultilayerPerceptronClassifier(  # type: ignore[misc]
         super().__init__()
         self.setParams(**self._input_kwargs)
 
-    def _refuse(self, dataset: DataFrame) -> None:
-        super()._refuse(dataset)
+    def _refuse_params(self) -> None:
+        super()._refuse_params()
         if self.isDefined("thresholds"):
             refuse_thresholds(self.getThresholds())
             refuse_number_of_thresholds(self.getThresholds(), self.getLayers()[-1])

@@ -132,8 +132,8 @@ class BisectingKMeans(Clusterer, BisectingKMeansParams, SavesParams):
         """Set the least number of rows of a cluster that is split; below 1 a share of all."""
         return self._set(minDivisibleClusterSize=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
-        super()._refuse(dataset)
+    def _refuse_params(self) -> None:
+        super()._refuse_params()
         size = self.getMinDivisibleClusterSize()
         if not (size > 0 and np.isfinite(size)):
             raise ValueError(

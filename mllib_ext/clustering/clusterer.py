@@ -195,7 +195,7 @@ class Clusterer(FitsOverBlocks, HasFeatures, HasCallbacks):
         """Set the column of row weights."""
         return self._set(weightCol=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
+    def _refuse_params(self) -> None:
         """ValueError for params out of their range."""
         self._refuse_below(1, "k")
         self._refuse_below(0, "maxIter")

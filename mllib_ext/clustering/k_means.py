@@ -13,7 +13,6 @@ from pyspark.ml.util import GeneralMLWriter
 from pyspark.ml.wrapper import JavaWrapper
 from pyspark.mllib.common import _py2java
 from pyspark.mllib.linalg import _convert_to_vector
-from pyspark.sql import DataFrame
 
 from mllib_ext import lloyd
 from mllib_ext.base import HasCheckpoints, HasFeatures, unsigned_seed
@@ -104,8 +103,8 @@ class StartsFromCenters(Clusterer, KMeansParams):
         """Set the size of blocks in MB; 0 means a size that suits the processor's cache."""
         return self._set(maxBlockSizeInMB=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
-        super()._refuse(dataset)
+    def _refuse_params(self) -> None:
+        super()._refuse_params()
         self._refuse_below(1, "initSteps", "nInit")
         self._refuse_below(0, "tol", "maxBlockSizeInMB")
         self._refuse_other("initMode", INIT_MODES)
@@ -206,8 +205,8 @@ class KMeans(StartsFromCenters, SavesParams):
         """Set what pyspark.ml caches data by; blocks are files on local disks whatever it says."""
         return self._set(intermediateStorageLevel=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
-        super()._refuse(dataset)
+    def _refuse_params(self) -> None:
+        super()._refuse_params()
         self._refuse_other("solver", SOLVERS)
 
     def _fit_blocks(self, blocks: Blocks) -> KMeansModel:

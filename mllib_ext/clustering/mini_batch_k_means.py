@@ -22,7 +22,6 @@ import numpy as np
 from pyspark import keyword_only
 from pyspark.ml.linalg import DenseVector, Vectors
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.sql import DataFrame
 
 from mllib_ext import lloyd
 from mllib_ext.base import unsigned_seed
@@ -254,8 +253,8 @@ class MiniBatchKMeans(StartsFromCenters, MiniBatchKMeansParams, SavesParams):
         super().setInitialModel(model)
         return self.setInitialWeights(Vectors.dense(model.clusterWeights.tolist()))
 
-    def _refuse(self, dataset: DataFrame) -> None:
-        super()._refuse(dataset)
+    def _refuse_params(self) -> None:
+        super()._refuse_params()
         fraction = self.getMiniBatchFraction()
         if not 0 < fraction <= 1:
             raise ValueError(

@@ -112,7 +112,7 @@ class FeatureMap(FitsOverBlocks, FeatureMapParams, SavesParams):
         """Set the seed."""
         return self._set(seed=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
+    def _refuse_params(self) -> None:
         if self.getNComponents() < 1:
             raise ValueError(
                 f"param nComponents: expected 1 or more, found {self.getNComponents()!r}"

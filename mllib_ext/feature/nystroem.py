@@ -19,7 +19,6 @@ import scipy.linalg
 import scipy.sparse as sp
 from pyspark import keyword_only
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.sql import DataFrame
 
 from mllib_ext.base import frozen, unsigned_seed
 from mllib_ext.blas import one_thread
@@ -212,8 +211,8 @@ class Nystroem(FeatureMap, SetsKernel, NystroemParams):
         """Set where landmarks come from: uniform or k-means."""
         return self._set(landmarks=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
-        super()._refuse(dataset)
+    def _refuse_params(self) -> None:
+        super()._refuse_params()
         self._refuse_kernel()
         if self.getLandmarks() not in LANDMARKS:
             raise ValueError(

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from pyspark import keyword_only
-from pyspark.sql import DataFrame
 
 from mllib_ext.base import frozen, unsigned_seed
 from mllib_ext.blocks import Blocks
@@ -132,8 +131,8 @@ class RandomFourierFeatures(FeatureMap, SetsGamma, FeatureMapParams):
         super().__init__()
         self.setParams(**self._input_kwargs)
 
-    def _refuse(self, dataset: DataFrame) -> None:
-        super()._refuse(dataset)
+    def _refuse_params(self) -> None:
+        super()._refuse_params()
         self._refuse_gamma()
 
     def _fit_blocks(self, blocks: Blocks) -> RandomFourierFeaturesModel:

@@ -95,6 +95,7 @@ def run_without_config(
     argv: Sequence[str] | None = None,
     *,
     name: str,
+    refuse: Callable[[argparse.Namespace], None],
 ) -> int:
     """Run a job that has its own command line and no config file; otherwise as :func:`run`.
 
@@ -108,10 +109,13 @@ def run_without_config(
         The arguments; None takes those of the process.
     name : str
         The Spark application's name.
+    refuse : callable
+        Calls ``parser.error`` for options that do not go together, before Spark starts.
     """
 
     def work() -> None:
         options = parser.parse_args(argv)
+        refuse(options)
         with session(name, {}) as spark, interruptible(spark):
             print(job(spark, options))
 

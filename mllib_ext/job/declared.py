@@ -84,8 +84,6 @@ def _raw(source: Source, declared: StructType) -> Source:
     fields = [StructField(field.name, StringType()) for field in declared]
     corrupt = StructField(CORRUPT, StringType())
     options = {
-        # Two columns in another order are then an error, not two columns of other things.
-        "enforceSchema": False,
         **source.options,
         "mode": "PERMISSIVE",
         "columnNameOfCorruptRecord": CORRUPT,

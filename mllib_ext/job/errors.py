@@ -23,7 +23,10 @@ JAVA_FRAME = re.compile(r"^\s+at [\w.$/<>]+\(.*\)\s*$|^\s*\.\.\. \d+ more\s*$|^D
 
 def first_line(error: Exception) -> str:
     """The first line of an error of Spark, without its codes."""
-    line = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+    text = str(error)
+    if isinstance(error, Py4JJavaError):  # whose own text begins with the call that failed
+        text = _about_input(error.java_exception) or str(error.java_exception.getMessage())
+    line = next((line for line in text.splitlines() if line.strip()), "no reason given")
     return re.sub(r"^\[[A-Z_.0-9]+\] | SQLSTATE: \w+", "", line.strip())
 
 

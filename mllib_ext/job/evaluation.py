@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import partial
 from typing import Any
@@ -42,9 +43,14 @@ def evaluate(spark: SparkSession, config: EvaluateConfig) -> str:
         models.refuse_columns(model, data.schema)
         predictions, columns = _predictions(model, data, config)
         began = time.perf_counter()
-        rows = _count(predictions, columns)
         task = metrics.task_of(type(model.stages[-1]))
+        rows = _count(predictions, columns, task)
         found = scores({SIDE: predictions}, names, columns, task)
+        if names and all(value is None for value in found.report["metrics"][SIDE].values()):
+            raise ValueError(
+                f"evaluation: expected a metric that these rows have, found none of "
+                f"{', '.join(names)}"
+            )
         result = {
             "name": config.name,
             "model": config.model,
@@ -99,12 +105,17 @@ def _predictions(
     return predictions, columns
 
 
-def _count(predictions: DataFrame, columns: dict[str, str]) -> int:
-    """The number of rows; a ValueError where there are none, or the label is not a number."""
-    label = columns.get("labelCol")
+def _count(predictions: DataFrame, columns: dict[str, str], task: metrics.Task | None) -> int:
+    """The number of rows; a ValueError where there are none, or no metric can be of them."""
+    label, weight = columns.get("labelCol"), columns.get("weightCol")
     y: Any = quoted(label).cast("double") if label is not None else F.lit(0.0)
+    w: Any = quoted(weight).cast("double") if weight is not None else F.lit(1.0)
+    no_class = (y < 0) | (y != F.floor(y)) if task == "classification" else F.lit(False)
     counts = predictions.agg(
-        F.count("*").alias("rows"), F.count_if(y.isNull() | F.isnan(y)).alias("bad")
+        F.count("*").alias("rows"),
+        F.count_if(y.isNull() | F.isnan(y)).alias("bad"),
+        F.count_if(no_class).alias("no_class"),
+        F.count_if(w.isNull() | F.isnan(w) | (w < 0) | (w == math.inf)).alias("bad_weight"),
     ).first()
     assert counts is not None  # an aggregate has a row
     if counts["rows"] == 0:
@@ -113,5 +124,15 @@ def _count(predictions: DataFrame, columns: dict[str, str]) -> int:
         raise ValueError(
             f"label column {label!r}: expected a finite number in every row, found null or NaN in "
             f"{counts['bad']} of them"
+        )
+    if counts["no_class"]:
+        raise ValueError(
+            f"label column {label!r}: expected a class 0, 1, ... in every row, found another "
+            f"number in {counts['no_class']} of them"
+        )
+    if counts["bad_weight"]:
+        raise ValueError(
+            f"weight column {weight!r}: expected a finite number of 0 or more in every row, found "
+            f"none in {counts['bad_weight']} of them"
         )
     return int(counts["rows"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
-from pyspark.errors import AnalysisException, ParseException
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from pyspark.errors import AnalysisException, ParseException, PySparkException
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -70,7 +72,7 @@ def load(spark: SparkSession, source: Source, name: str) -> DataFrame:
         labels = source.options.get("labels")
         _refuse_missing(f"{name}.options.labels", [str(labels)] if labels else [], "idx")
         return read_idx(spark, source.path, str(labels) if labels else None, name)
-    reader = spark.read.format(source.format).options(**source.options)
+    reader = spark.read.format(source.format).options(**_options(source))
     try:
         if source.schema_ is not None:
             reader = reader.schema(source.schema_)
@@ -78,13 +80,30 @@ def load(spark: SparkSession, source: Source, name: str) -> DataFrame:
     except AnalysisException as error:
         expected = f"input that can be read as {source.format}"
         raise ValueError(f"{name}: expected {expected}, found: {first_line(error)}") from None
-    except Exception as error:
+    except (PySparkException, Py4JJavaError) as error:
         if "DATA_SOURCE_NOT_FOUND" not in str(error):
-            raise
+            expected = f"what Spark's reader of {source.format} takes"
+            raise ValueError(f"{name}: expected {expected}, found: {first_line(error)}") from None
         raise ValueError(
             f"{name}.format: expected a format that this Spark has, found "
             f"{source.format!r}{did_you_mean(source.format, (*FILES, 'sklearn'))}"
         ) from None
+
+
+def _options(source: Source) -> dict[str, Any]:
+    """The reader's options: with a schema, text that is of another one is an error.
+
+    Spark itself would take two columns in another order for each other, and make what is no
+    number null.
+    """
+    defaults: dict[str, Any] = {}
+    if source.schema_ is not None and source.format in ("csv", "json"):
+        defaults["mode"] = "FAILFAST"
+    if source.schema_ is not None and source.format == "csv":
+        defaults["enforceSchema"] = False
+    given = {name.lower() for name in source.options}
+    kept = {name: value for name, value in defaults.items() if name.lower() not in given}
+    return {**kept, **source.options}
 
 
 def _refuse_missing(key: str, paths: Sequence[str], kind: str) -> None:

@@ -40,12 +40,13 @@ def logged() -> Iterator[None]:
     # A notebook that has its own handlers must not see each line twice from the root.
     target, handler = (package if root.handlers else root), _Stderr()
     # PySpark logs each AnalysisException, as a line of JSON, before the job can say it in words.
-    echo = PySparkLogger.getLogger("DataFrameQueryContextLogger")
-    level, echo_level = package.level, echo.level
+    echoes = [PySparkLogger.getLogger(f"{kind}QueryContextLogger") for kind in ("DataFrame", "SQL")]
+    level, echo_levels = package.level, [echo.level for echo in echoes]
     target.addHandler(handler)
     root.addFilter(_no_py4j)
     package.setLevel(logging.INFO)
-    echo.setLevel(logging.CRITICAL + 1)
+    for echo in echoes:
+        echo.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: logger.warning("%s", message)
@@ -54,7 +55,8 @@ def logged() -> Iterator[None]:
         target.removeHandler(handler)
         root.removeFilter(_no_py4j)
         package.setLevel(level)
-        echo.setLevel(echo_level)
+        for echo, echo_level in zip(echoes, echo_levels, strict=True):
+            echo.setLevel(echo_level)
 
 
 def _no_py4j(record: logging.LogRecord) -> bool:

@@ -18,6 +18,7 @@ from pyspark.ml.evaluation import (
 )
 from pyspark.sql import DataFrame
 
+from mllib_ext.job.errors import first_line
 from mllib_ext.job.problems import Wrong, found
 from mllib_ext.job.stages import params_of
 from mllib_ext.names import did_you_mean
@@ -145,10 +146,9 @@ def _value(
     try:
         value = evaluator(metric, columns).evaluate(predictions)
     except (PySparkException, Py4JJavaError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if isinstance(error, Py4JJavaError):
-            reason = str(error.java_exception.getMessage())
-        logger.warning("%s of the %s rows could not be computed: %s", metric, split, reason)
+        logger.warning(
+            "%s of the %s rows could not be computed: %s", metric, split, first_line(error)
+        )
         return None
     if not math.isfinite(value):
         logger.warning("%s of the %s rows is %s", metric, split, value)

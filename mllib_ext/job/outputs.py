@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -36,6 +36,20 @@ def output_directory(output: Output) -> Iterator[str]:
     FileExistsError
         There is something: an earlier result without ``overwrite``, or what no job wrote.
     """
+    with ExitStack() as stack:
+        try:
+            _refuse(output)
+            made = storage.atomic_directory(output.path, overwrite=output.overwrite)
+            directory = stack.enter_context(made)
+        except OSError as error:
+            if str(error).startswith("output.path: "):
+                raise
+            raise type(error)(f"output.path: {error}") from None
+        yield directory
+
+
+def _refuse(output: Output) -> None:
+    """FileExistsError for what must not be replaced; warnings of what may surprise."""
     path = storage.qualified(output.path)
     master = str(SparkSession.active().conf.get("spark.master"))
     if path.startswith("file:") and not master.startswith("local"):
@@ -57,25 +71,35 @@ def output_directory(output: Output) -> Iterator[str]:
                 f"output.path: expected the result of an earlier job to overwrite, found {path}, "
                 f"which has no {METRICS} and {CONFIG}"
             )
-    with storage.atomic_directory(path, overwrite=output.overwrite) as directory:
-        yield directory
+    parent, _, name = path.rstrip("/").rpartition("/")
+    for other in storage.names(parent) or ():
+        if other.startswith(f".{name}.") and other.endswith((".tmp", ".old")):
+            logger.warning(
+                "%s/%s is of a job that was killed, which leaves what it had written, or of one "
+                "that writes to the same output now",
+                parent,
+                other,
+            )
 
 
-def run_directory(output: Output) -> str:
+@contextmanager
+def recording(output: Output, checkpoints: str | None) -> Iterator[str]:
     """Where the fits of a job are recorded, from the first round on: ``OUTPUT.run``.
 
-    What an earlier attempt recorded there is deleted.
+    An earlier record goes once there is a new one, and stays where the job fails before its first
+    round. Where there are checkpoints to go on from, it is the first part of the new one.
     """
     path = recorded(output)
+    logger.info("watch the fit: ./spark-submit.sh --python -m mllib_ext.monitor show %s", path)
     names = storage.names(path)
-    if names and all(map(of_a_run, names)):
-        storage.delete(path)
-    logger.info("watch the fit: python -m mllib_ext.monitor show %s", path)
-    return path
+    former = names and all(map(of_a_run, names))
+    goes_on = checkpoints is not None and storage.names(checkpoints)
+    with storage.put_aside(path) if former and not goes_on else nullcontext():
+        yield path
 
 
 def recorded(output: Output) -> str:
-    """Where :func:`run_directory` is."""
+    """Where :func:`recording` is."""
     return storage.qualified(output.path).rstrip("/") + ".run"
 
 

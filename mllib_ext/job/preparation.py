@@ -161,7 +161,8 @@ def _summary(config: PrepareConfig, result: dict[str, Any]) -> str:
     for name, side in result["inputs"].items():
         if side["broken"]:
             words = in_words(side["rows"], side["broken"], side["reasons"])
-            lines += [f"{name}: {words}; a sample is in {outputs.QUARANTINE}"]
+            sample = f"; a sample is in {outputs.QUARANTINE}" if config.quarantine.sample else ""
+            lines += [f"{name}: {words}{sample}"]
         else:
             lines += [f"{name}: {side['rows']:,} rows, none of them broken"]
     for when, counts in result.get("classes", {}).items():

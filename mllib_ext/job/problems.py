@@ -31,6 +31,7 @@ EXPECTED = {
     "less_than": "a number below {lt}",
     "less_than_equal": "a number of at most {le}",
     "string_too_short": "text that is not empty",
+    "invalid_key": "text as the key",
     "too_short": "at least {min_length} entry",
 }
 
@@ -90,7 +91,7 @@ def found(value: Any) -> str:
             return "nothing"
         case list() | tuple():
             return f"a list of {len(value)}"
-        case dict():
+        case dict() | BaseModel():
             return "a mapping"
         case bool() | int() | float() | str():
             text = json.dumps(value, ensure_ascii=False)

@@ -276,8 +276,9 @@ def _interventions(history: Sequence[Record], run: str | None) -> Section | None
     paths = run_paths(run, depth=1) if run is not None else ()  # folds and points lie deeper
     recorded = [read_run(path) for path in paths]
     if recorded:
-        last = max(recorded, key=lambda one: one.description["started"])
-        for event in last.actions.to_dict("records"):
+        # Several where a job went on from checkpoints.
+        recorded.sort(key=lambda one: one.description["started"])
+        for event in [event for one in recorded for event in one.actions.to_dict("records")]:
             values = ", ".join(f"{k}={v}" for k, v in event["values"].items())
             command = event["event"] == "command"
             what = event["command"] if command else "change"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -124,6 +125,27 @@ def wrong_stage(
             expected = KINDS.get(converter, f"a value for: {known[name].doc}")
             wrongs.append(Wrong(["params", name], expected, found(value)))
     return wrongs
+
+
+def wrong_values(cls: type, params: Mapping[str, Any]) -> list[Wrong]:
+    """What an estimator of this library says of its Params, all together; Spark's tell in ``fit``.
+
+    Parameters
+    ----------
+    cls : type
+    params : mapping
+        Known ones, of the right types.
+    """
+    if not hasattr(cls, "_refuse_params"):
+        return []
+    try:
+        make(cls, params)._refuse_params()
+    except (TypeError, ValueError) as error:
+        told = re.fullmatch(r"param (\w+): expected (.+?), found (.+)", str(error), re.DOTALL)
+        if told is None:
+            return [Wrong(["params"], "values that go together", str(error))]
+        return [Wrong(["params", told[1]], told[2], told[3])]
+    return []
 
 
 def make(cls: type, params: Mapping[str, Any]) -> Any:

@@ -112,15 +112,16 @@ def _fit(
     if not hasattr(estimator, "setCallbacks"):
         with progress(config.progress, title):
             return estimator.fit(rows)
-    monitor = Monitor.at(outputs.run_directory(config.output), keep=url is not None)
-    runs["."] = Served(monitor)
-    with (
-        progress(config.progress, title, url) as callback,
-        stopped_by_interrupt(monitor),
-    ):
-        estimator.setCallbacks([callback]).setCheckpointDir(config.checkpointDir)
-        estimator._monitor = monitor
-        return estimator.fit(rows)
+    with outputs.recording(config.output, config.checkpointDir) as run:
+        monitor = Monitor.at(run, keep=url is not None)
+        runs["."] = Served(monitor)
+        with (
+            progress(config.progress, title, url) as callback,
+            stopped_by_interrupt(monitor),
+        ):
+            estimator.setCallbacks([callback]).setCheckpointDir(config.checkpointDir)
+            estimator._monitor = monitor
+            return estimator.fit(rows)
 
 
 def _fit_report(model: Any, seconds: float) -> dict[str, Any]:

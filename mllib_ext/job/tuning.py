@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from mllib_ext import storage
 from mllib_ext.job import inputs, metrics, outputs, pipelines, report, yamlfile
 from mllib_ext.job.candidates import Candidates, Score
 from mllib_ext.job.config import TuneConfig
-from mllib_ext.job.config.tune import Range, Search
 from mllib_ext.job.rows import divided, free_name
 from mllib_ext.job.split import fold
 from mllib_ext.job.summary import tuning_summary
@@ -55,7 +54,7 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
     estimator, between = pipelines.training(config, config.estimator.find())
     stages = pipelines.preparation(None, config.stages)
     encoding = pipelines.preparation(config.encode, [])
-    tried = candidates(config.search)
+    tried = config.search.drawn()
     grid = [{_param(key, estimator, stages): v for key, v in one.items()} for one in tried]
 
     watched = hasattr(estimator, "setRunDir")
@@ -70,22 +69,24 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
         part = fold(data.schema, config.split, config.search.folds, config.search.seed)
         with divided(data, config, {name: part}) as rows:
             refuse_metrics(config, rows.classes)
+            _refuse_empty_folds(rows.train, name, config.search.folds)
             before = [*encoding, *stages]
             # Not used again: it finds columns that are not there before hours of search.
             first = [stage.copy(grid[0]) for stage in before]
             _, prepared = pipelines.prepare(first, rows.train.drop(name))
             pipelines.refuse_columns(prepared.schema, config)
-            if watched:
-                estimator.setRunDir(outputs.run_directory(config.output))
-                if url:
-                    from mllib_ext.monitor.server import Directory
-
-                    runs.append(Directory(estimator.getRunDir()))
-                    logger.info("the page of the fits: %s", url)
-                estimator.setCheckpointDir(config.checkpointDir, shared=True)
             pipeline = Candidates(stages=[*before, *between, estimator]).setFold(name)
+            recording = outputs.recording(config.output, config.checkpointDir)
             began = time.perf_counter()
-            found: Any = _search(pipeline, rows.train, grid, config)
+            with recording if watched else nullcontext("") as run:
+                if watched:
+                    estimator.setRunDir(run).setCheckpointDir(config.checkpointDir, shared=True)
+                    if url:
+                        from mllib_ext.monitor.server import Directory
+
+                        runs.append(Directory(run))
+                        logger.info("the page of the fits: %s", url)
+                found: Any = _search(pipeline, rows.train, grid, config)
             seconds = time.perf_counter() - began
             table = ranked(tried, found.avgMetrics, found.stdMetrics, config.metric)
             if table[0]["mean"] is None:
@@ -126,37 +127,13 @@ def tune(spark: SparkSession, config: TuneConfig) -> str:
     return tuning_summary(config, result, table)
 
 
-def candidates(search: Search) -> list[dict[str, Any]]:
-    """What to try: values by the keys of ``search.params``.
-
-    All combinations of a grid, the last key changing fastest; or draws, each of its own
-    (seed, number), so that more candidates begin with those of fewer.
-    """
-    if search.method == "grid":
-        return [
-            dict(zip(search.params, values, strict=True))
-            for values in itertools.product(*search.params.values())
-        ]
-    return [
-        {
-            key: _draw(values, np.random.default_rng([search.seed, number, place]))
-            for place, (key, values) in enumerate(search.params.items())
-        }
-        for number in range(search.candidates)
-    ]
-
-
-def _draw(values: list[Any] | Range, rng: np.random.Generator) -> Any:
-    if isinstance(values, list):
-        return values[int(rng.integers(len(values)))]
-    low, high = values.from_, values.to
-    if values.scale == "log":
-        # Rounding may lead out of the range by a bit.
-        drawn = min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
-        return round(drawn) if isinstance(low, int) and isinstance(high, int) else float(drawn)
-    if isinstance(low, int) and isinstance(high, int):
-        return int(rng.integers(low, high + 1))
-    return float(rng.uniform(low, high))
+def _refuse_empty_folds(rows: DataFrame, fold: str, folds: int) -> None:
+    found = rows.select(fold).distinct().count()
+    if found < folds:
+        raise ValueError(
+            f"search.folds: expected a training row in each of them, found {folds} folds of which "
+            f"{folds - found} have none"
+        )
 
 
 def _search(

@@ -17,7 +17,10 @@ DOTTED_KEYS = ("spark", "options", "search.params")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: ``1e-6`` is a number, dates are text, a key stands once."""
+    """YAML as people mean it: ``1e-6`` is a number, dates are text, a key stands once.
+
+    That is YAML 1.2, where ``010`` is ten, and ``1:30`` and ``1_000`` are text.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -36,20 +39,27 @@ class _Repeated(yaml.MarkedYAMLError):
     """A key twice in one mapping: PyYAML would silently take the last."""
 
 
-def _without(tag: str) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+def _without(*tags: str) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     return {
-        first: [(t, regexp) for t, regexp in rules if t != tag]
+        first: [(t, regexp) for t, regexp in rules if t not in tags]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
-_Loader.yaml_implicit_resolvers = _without("tag:yaml.org,2002:timestamp")
-# YAML 1.1, which PyYAML reads, takes 1e-6 for text; YAML 1.2 takes it for a number.
+# PyYAML reads YAML 1.1, which takes 1e-6 for text, 010 for eight and 1:30 for ninety.
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = _without("tag:yaml.org,2002:timestamp", _INT, _FLOAT)
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    _FLOAT,
+    re.compile(
+        r"""^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$
+        |^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$""",
+        re.VERBOSE,
+    ),
     list("-+.0123456789"),
 )
+_Loader.add_constructor(_INT, lambda loader, node: int(node.value))
 
 
 def parse(text: str) -> Any:

@@ -23,7 +23,6 @@ from mllib_ext.columns import (
     BadRow,
     Features,
     Matrix,
-    data_type,
     number,
     refuse_no_dataframe,
     stacked,
@@ -85,9 +84,11 @@ class KNeighborsEstimator(FitsOverBlocks, KNeighborsParams):
         """Set the size of blocks in MB; 0 means a size that suits the processor's cache."""
         return self._set(maxBlockSizeInMB=value)
 
-    def _refuse(self: Any, dataset: DataFrame) -> None:
+    def _refuse_params(self: Any) -> None:
         self._settings()
-        data_type(dataset.schema, self.getLabelCol(), "label")
+
+    def _refuse(self: Any, dataset: DataFrame) -> None:
+        super()._refuse(dataset)
         if self.isDefined("weightCol") and self.getWeightCol():
             number(dataset.schema, self.getWeightCol(), "weight")
 

@@ -206,6 +206,8 @@ def partitions(rounds: Sequence[Any]) -> dict[str, Any]:
         }
     # Lists: of the few partitions that most data have, arrays take three times as long.
     last = {p.partition: p for r in rounds for p in r.partitions}
+    if not last:  # a fit that goes on where nothing was left to do
+        return {}
     spent = dict.fromkeys(sorted(last), 0.0)
     for r in rounds:
         for p in r.partitions:

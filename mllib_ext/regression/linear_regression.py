@@ -24,7 +24,6 @@ from pyspark.ml.common import _py2java
 from pyspark.ml.regression import Regressor, _LinearRegressionParams
 from pyspark.ml.util import GeneralMLWriter
 from pyspark.ml.wrapper import JavaWrapper
-from pyspark.sql import DataFrame
 
 from mllib_ext.base import (
     dense,
@@ -206,7 +205,7 @@ class LinearRegression(
         """Set where Huber's loss turns linear, in scales of the residual; above 1."""
         return self._set(epsilon=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
+    def _refuse_params(self) -> None:
         self._refuse_common(("normal", *SOLVERS))
         loss = self.getLoss()
         if loss not in ("squaredError", "huber"):

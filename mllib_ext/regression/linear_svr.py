@@ -28,12 +28,10 @@ from pyspark.ml.param.shared import (
     HasWeightCol,
 )
 from pyspark.ml.regression import Regressor
-from pyspark.sql import DataFrame
 
 from mllib_ext.base import frozen
 from mllib_ext.blockfile import Block
 from mllib_ext.blocks import Blocks
-from mllib_ext.columns import data_type
 from mllib_ext.hinges import EpsilonInsensitive, SquaredEpsilonInsensitive
 from mllib_ext.linear import centred
 from mllib_ext.linear_svm import Piecewise, SVMEstimator, SVMParams, gap_of
@@ -186,13 +184,12 @@ class LinearSVR(SVMEstimator, LinearSVRParams, Regressor[LinearSVRModel], SavesP
         """Set the size of residuals that cost nothing."""
         return self._set(epsilon=value)
 
-    def _refuse(self, dataset: DataFrame) -> None:
+    def _refuse_params(self) -> None:
         self._refuse_common()
         if not 0 <= self.getEpsilon() < np.inf:
             raise ValueError(
                 f"param epsilon: expected a number of 0 or more, found {self.getEpsilon()!r}"
             )
-        data_type(dataset.schema, self.getLabelCol(), "label")
 
     def _first_round(self) -> Any:
         return moments_and_range, merge_moments_and_range

@@ -137,8 +137,8 @@ class MultilayerPerceptronRegressor(  # type: ignore[misc]
         super().__init__()
         self.setParams(**self._input_kwargs)
 
-    def _refuse(self, dataset: DataFrame) -> None:
-        super()._refuse(dataset)
+    def _refuse_params(self) -> None:
+        super()._refuse_params()
         if self.getLayers()[-1] != 1:
             raise ValueError(f"param layers: expected the last to be 1, found {self.getLayers()!r}")
 

@@ -43,7 +43,7 @@ from mllib_ext.classes import (
     labels_of,
     merge_labels,
 )
-from mllib_ext.columns import Matrix, data_type
+from mllib_ext.columns import Matrix
 from mllib_ext.fitting import FitsOverBlocks
 from mllib_ext.losses import softmax
 from mllib_ext.mapped import Mapped, Shipped
@@ -530,7 +530,7 @@ class TorchEstimator(  # type: ignore[misc]
         )
         return function
 
-    def _refuse(self, dataset: DataFrame) -> None:
+    def _refuse_params(self) -> None:
         for name, choices in (("solver", SOLVERS), ("task", TASKS)):
             value = self.getOrDefault(name)
             if value not in choices:
@@ -542,7 +542,9 @@ class TorchEstimator(  # type: ignore[misc]
             if not 0 <= value < np.inf:
                 raise ValueError(f"param {name}: expected a number of 0 or more, found {value!r}")
         self._refuse_stochastic()
-        data_type(dataset.schema, self.getLabelCol(), "label")
+
+    def _refuse(self, dataset: DataFrame) -> None:
+        super()._refuse(dataset)
         self._training_network().start()  # it can be made
 
     def _first_round(self) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from mllib_ext.job.config import TrainConfig, load
 from mllib_ext.job.config.reference import JOBS
 from mllib_ext.job.problems import ConfigError
-from mllib_ext.job.yamlfile import dump
+from mllib_ext.job.yamlfile import dump, parse
 
 ESTIMATOR = "estimator: {class: pyspark.ml.classification.LogisticRegression}\n"
 SMALLEST = "input: {format: sklearn, dataset: iris}\n" + ESTIMATOR
@@ -201,6 +201,7 @@ def test_log_loss_without_probabilities_is_refused(problems):
 
 # --- the other jobs --------------------------------------------------------------------------
 
+OURS = SMALLEST.replace("pyspark.ml", "mllib_ext")
 TUNE = SMALLEST + "search: {params: {regParam: [0.1, 1.0]}}\n"
 RANDOM = SMALLEST + "search: {method: random, params: "
 PREPARE = "input: {format: parquet, path: x}\n"
@@ -279,6 +280,30 @@ PREDICT = PREPARE + "model: m\n"
             TUNE.replace("search: {", "search: {folds: 1, "),
             r"folds: .* at least 2, found 1",
         ),
+        (
+            "tune",
+            OURS + "search: {params: {solver: [auto, foo], maxIter: [5]}}",
+            r"search\.params\.solver: expected .*, found .*foo",
+        ),
+        (
+            "tune",
+            OURS.replace("Regression}", "Regression, params: {momentum: 0.9}}")
+            + "search: {params: {solver: [sgd]}}",
+            None,
+        ),
+        (
+            "tune",
+            TUNE.replace("search: {", "search: {seed: -1, "),
+            r"search\.seed: expected a number of at least 0, found -1",
+        ),
+        (
+            "train",
+            SMALLEST + "split: {seed: 99999999999999999999}",
+            r"split\.seed: expected a number below 9223372036854775808",
+        ),
+        ("train", SMALLEST + "page: maybe", r'^page: expected true, false or auto, found "maybe"$'),
+        ("train", SMALLEST + "1: x", r"^1: expected text as the key, found 1$"),
+        ("predict", PREDICT + "columns: [a, b, a]", r"columns\.0: expected each column once"),
         ("predict", PREDICT + "output: {format: csv, files: 1}", None),
         ("predict", PREPARE, "model: expected a value, found nothing"),
         ("predict", PREDICT + "output: {formt: csv}", "output.formt: .*did you mean 'format'"),
@@ -388,6 +413,14 @@ def test_numbers_in_scientific_notation_are_numbers(config):
     # YAML 1.1 takes a mantissa without a dot for text
     job = config(SMALLEST, "estimator.params.tol=1e-6", "estimator.params.regParam=1E+0")
     assert job.estimator.params == {"tol": 1e-6, "regParam": 1.0}
+
+
+def test_numbers_are_those_of_yaml_1_2():
+    text = "{a: 010, b: 1:30, c: 1_000, d: -3, e: 0.5, f: .inf, g: 0x1F, h: 1., i: +.5e3}"
+    assert parse(text) == {
+        "a": 10, "b": "1:30", "c": "1_000", "d": -3, "e": 0.5, "f": float("inf"), "g": "0x1F",
+        "h": 1.0, "i": 500.0,
+    }  # fmt: skip
 
 
 def test_dates_stay_text(config):

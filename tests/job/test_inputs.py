@@ -159,3 +159,36 @@ def test_columns_without_a_hash_are_left_out_or_refused_by_name(spark):
         is_test(df.schema, Split(by=["m"]))
     with pytest.raises(ValueError, match=r"split\.by column 'idd'.*did you mean 'id'"):
         is_test(df.schema, Split(by=["idd"]))
+
+
+# --- a declared schema -----------------------------------------------------------------------
+
+
+def test_columns_in_another_order_than_declared_are_an_error(spark, tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    options = {"header": True}
+    declared = source(
+        format="csv", path=f"{tmp_path}/a.csv", schema="y double, x double", options=options
+    )
+    with pytest.raises(Exception, match="CSV header does not conform to the schema"):
+        inputs.read(spark, [declared]).collect()
+    as_asked = declared.model_copy(update={"options": {**options, "EnforceSchema": True}})
+    assert inputs.read(spark, [as_asked]).first().y == 1.0
+
+
+@pytest.mark.parametrize(("kind", "text"), [("csv", "x\n1\nabc\n"), ("json", '{"x": "abc"}\n')])
+def test_text_that_is_not_of_its_declared_type_is_an_error(spark, tmp_path, kind, text):
+    (tmp_path / "a").write_text(text)
+    options = {"header": True} if kind == "csv" else {}
+    declared = source(format=kind, path=f"{tmp_path}/a", schema="x double", options=options)
+    with pytest.raises(Exception, match="MALFORMED_RECORD_IN_PARSING"):
+        inputs.read(spark, [declared]).collect()
+    as_asked = declared.model_copy(update={"options": {**options, "mode": "PERMISSIVE"}})
+    assert inputs.read(spark, [as_asked]).where("x is null").count() == 1
+
+
+def test_an_option_that_the_reader_does_not_take_is_one_line(spark, tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    options = {"inferSchema": "maybe"}
+    with pytest.raises(ValueError, match="input: expected what Spark's reader of csv takes"):
+        inputs.read(spark, [source(format="csv", path=f"{tmp_path}/a.csv", options=options)])

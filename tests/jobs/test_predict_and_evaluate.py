@@ -179,6 +179,13 @@ def test_what_cannot_be_predicted_is_refused_by_name(run, trained, source, tmp_p
     assert "evaluation: expected a metric of classification" in refused(
         "evaluate", evaluation=["rmse"]
     )
+    numbered = {**source, "derive": {"n": "id + 0.5", "w": "-1.0"}}
+    assert "label column 'n': expected a class 0, 1, ... in every row, found another" in refused(
+        "evaluate", input=numbered, label="n"
+    )
+    assert "weight column 'w': expected a finite number of 0 or more in every row" in refused(
+        "evaluate", input=numbered, weight="w"
+    )
     # only the rows can tell
     strange = {**source, "derive": {"verdict": "'unclear'"}}
     assert refused("evaluate", input=strange).startswith("error: Unseen label: unclear.")

@@ -30,6 +30,7 @@ def table(spark, tmp_path_factory):
         (F.col("id") % 7).alias("b"),
         (2.0 * F.col("id") - (F.col("id") % 7)).alias("target"),
         F.lit(1.0).alias("w"),
+        F.lit(float("nan")).alias("nan"),
         F.when(F.col("id") % 2 == 0, "even").otherwise("odd").alias("parity"),
     )
     rows.coalesce(2).write.parquet(path)
@@ -248,8 +249,14 @@ def test_a_job_goes_on_from_its_checkpoints_and_refuses_those_of_another(
     assert iterations({"maxIter": 5}) == 5
     lines = [json.loads(x) for x in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
     assert [line["settings"]["max_iter"] for line in lines] == [2, 2, 2, 5, 5, 5]
+    # The record goes on, too: its first part is that of the job that left the checkpoints.
+    runs = [read_run(str(tmp_path / "out.run" / name)) for name in (".", "fit-2")]
+    assert [list(one.rounds["iteration"]) for one in runs] == [[0, 1, 2], [3, 4, 5]]
+    assert iterations({"maxIter": 5}) == 5  # nothing is left to do
+    assert "the report goes without" not in capsys.readouterr().err
     assert iterations({"regParam": 0.5, "maxIter": 5}) == 1
     assert "param regParam: 0.0 there, 0.5 here" in capsys.readouterr().err
+    assert (tmp_path / "out.run" / "events.jsonl").exists()
 
 
 def test_an_earlier_result_is_refused_and_replaced_only_when_told(spark, config, tmp_path, capsys):
@@ -283,6 +290,28 @@ def test_a_failed_job_keeps_the_earlier_result(spark, config, tmp_path):
     assert main(["--config", config(label="b2"), "--overwrite"]) == 1
     assert (tmp_path / "out" / "metrics.json").read_text() == before
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.filterwarnings("ignore::mllib_ext.optimizers.loop.ConvergenceWarning")
+def test_an_earlier_record_goes_once_there_is_a_new_one(spark, config, tmp_path):
+    def train(x, **changes):
+        params = {"solver": "gd", "maxIter": x, "tol": 0}
+        estimator = {"class": "mllib_ext.regression.LinearRegression", "params": params}
+        return main(["--config", config(estimator=estimator, **changes), "--overwrite"])
+
+    assert train(2) == 0
+    before = (tmp_path / "out.run" / "events.jsonl").read_text()
+    assert train(3, weight="nan") == 1  # before the first round
+    assert (tmp_path / "out.run" / "events.jsonl").read_text() == before
+    assert train(3) == 0
+    assert list(read_run(str(tmp_path / "out.run")).rounds["iteration"]) == [0, 1, 2, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["line.yaml", "out", "out.run"]
+
+
+def test_what_a_killed_job_left_is_named(spark, config, tmp_path, capsys):
+    (tmp_path / ".out.0a1b2c3d.tmp").mkdir()
+    assert main(["--config", config()]) == 0
+    assert ".out.0a1b2c3d.tmp is of a job that was killed" in capsys.readouterr().err
 
 
 # --- bad input -------------------------------------------------------------------------------
@@ -373,6 +402,24 @@ def test_a_param_out_of_its_range_is_one_line(refused, config):
     err = refused("--config", config(), "--set", "estimator.params.regParam=-1")
     assert "regParam" in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"solver": "foo"}, "params.solver: expected one of ("),
+        ({"maxIter": -3}, "params.maxIter: expected "),
+        ({"regParam": float("nan")}, "params.regParam: expected "),
+        ({"momentum": 0.5}, "params.momentum: expected "),
+    ],
+)
+def test_values_that_the_estimator_would_refuse_are_told_before_spark_starts(
+    refused, config, params, said
+):
+    estimator = {"class": "mllib_ext.regression.LinearRegression", "params": params}
+    err = refused("--config", config(estimator=estimator), "--dry-run", code=2)
+    assert f"estimator.{said}" in err
+    assert f"found {next(iter(params.values()))!r}" in err
 
 
 def test_roc_of_ten_classes_is_refused_before_training(refused, config):

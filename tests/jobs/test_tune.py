@@ -13,7 +13,6 @@ from pyspark.ml.regression import LinearRegression
 
 from mllib_ext.job.candidates import Candidates
 from mllib_ext.job.config.tune import Search
-from mllib_ext.job.tuning import candidates
 from mllib_ext.monitor import find_runs, read_run
 
 # CrossValidator leaves its pool of threads to the garbage collector.
@@ -132,6 +131,22 @@ def test_the_pipeline_fits_the_stages_before_the_estimator_once_a_fold(spark):
     assert errors == sorted(errors)  # each index has the model of its own strength
 
 
+def test_a_candidate_is_tried_once(run, config):
+    config["search"] = {"params": {"regParam": [0.1, 0.1]}, "folds": 2}
+    result = run("tune", config)
+    assert result.code == 0, result.err
+    assert result.report["search"]["candidates"] == 1
+    drawn = Search.model_validate({"method": "random", "params": {"regParam": [0.1, 0.2]}}).drawn()
+    assert sorted(one["regParam"] for one in drawn) == [0.1, 0.2]
+
+
+def test_folds_without_rows_are_refused(run, config):
+    config["search"] = {"params": {"regParam": [0.1]}, "folds": 1000}
+    result = run("tune", config)
+    assert result.code == 1
+    assert "search.folds: expected a training row in each of them, found 1000 folds" in result.err
+
+
 def test_random_draws_are_in_range_and_more_begin_with_those_of_fewer():
     space = {
         "stepSize": {"from": 0.001, "to": 10.0, "scale": "log"},
@@ -139,8 +154,8 @@ def test_random_draws_are_in_range_and_more_begin_with_those_of_fewer():
         "solver": ["gd", "l-bfgs"],
     }
     search = Search.model_validate({"method": "random", "candidates": 400, "params": space})
-    drawn = candidates(search)
-    assert candidates(search.model_copy(update={"candidates": 3})) == drawn[:3]
+    drawn = search.drawn()
+    assert search.model_copy(update={"candidates": 3}).drawn() == drawn[:3]
     steps = np.array([draw["stepSize"] for draw in drawn])
     assert 0.001 <= steps.min() < steps.max() <= 10
     # half of the draws lie below the middle magnitude: 5 standard deviations of a binomial count

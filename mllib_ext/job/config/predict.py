@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from mllib_ext.job.config.job import JobConfig, RowsOutput
+from mllib_ext.job.config.section import Names
 
 
 class PredictConfig(JobConfig):
@@ -15,7 +16,7 @@ class PredictConfig(JobConfig):
         description="What jobs/train.py, jobs/tune.py or jobs/prepare.py wrote, or any saved "
         "pyspark.ml model.",
     )
-    columns: list[str] | None = Field(
+    columns: Names | None = Field(
         default=None,
         min_length=1,
         description="The columns to write. Default: those of the input, the model's prediction, "

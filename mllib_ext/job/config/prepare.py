@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mllib_ext.job.config.job import JobConfig
 from mllib_ext.job.config.pipeline import Encoding, Stage
-from mllib_ext.job.config.section import Section, TextOrList
+from mllib_ext.job.config.section import Names, Section, TextOrList
 from mllib_ext.job.config.source import Source
 from mllib_ext.job.problems import Wrong, found, refuse
 
@@ -93,7 +93,7 @@ class PrepareConfig(JobConfig):
     )
     encode: Encoding | None = Field(default=None, description="Makes one vector of raw columns.")
     stages: list[Stage] = Field(default=[], description="Spark ML stages, after encode.")
-    columns: list[str] | None = Field(
+    columns: Names | None = Field(
         default=None, min_length=1, description="The columns to write. Default: all."
     )
     partition: Partitioning | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from mllib_ext.job.problems import Wrong, found, refuse
 
@@ -22,7 +22,17 @@ def _text_or_list(value: Any) -> Any:
     return value
 
 
+def _each_once(names: Any) -> Any:
+    if isinstance(names, list) and len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        refuse([Wrong([names.index(twice)], "each column once", f"{found(twice)} again")])
+    return names
+
+
+Names = Annotated[list[str], AfterValidator(_each_once)]
 TextOrList = Annotated[str | list[str], BeforeValidator(_text_or_list)]
+# What Spark takes for one.
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Scalar = str | bool | int | float
 
 

@@ -32,7 +32,9 @@ class Source(Section):
         default=None,
         alias="schema",
         description="The columns and their types as DDL text, as in 'x double, label int'. "
-        "Without it Spark takes the file's own, and text for every column of a CSV file.",
+        "Without it Spark takes the file's own, and text for every column of a CSV file. CSV and "
+        "JSON that are of other columns or types are an error (in jobs/prepare.py: rows to be "
+        "counted), unless options say otherwise: mode, enforceSchema.",
     )
     dataset: Literal["digits", "breast_cancer", "diabetes", "iris", "wine"] | None = Field(
         default=None,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mllib_ext.job import metrics
 from mllib_ext.job.config.job import JobConfig
 from mllib_ext.job.config.pipeline import COLUMNS, Encoding, EstimatorStage, Stage
-from mllib_ext.job.config.section import Section, TextOrList
+from mllib_ext.job.config.section import Section, Seed, TextOrList
 from mllib_ext.job.problems import Wrong, found, refuse
-from mllib_ext.job.stages import params_of
+from mllib_ext.job.stages import params_of, wrong_values
 
 # The value of `weight` that asks for weights by class in place of a column.
 BALANCED = "balanced"
+
+
+def _page(value: Any) -> Any:
+    if not isinstance(value, bool) and value != "auto":
+        raise ValueError("expected true, false or auto")
+    return value
 
 
 class Split(Section):
@@ -23,7 +29,7 @@ class Split(Section):
     test: float = Field(
         default=0.2, ge=0, lt=1, description="The share of rows kept for testing; 0 trains on all."
     )
-    seed: int = Field(default=1, description="Another seed gives another split.")
+    seed: Seed = Field(default=1, description="Another seed gives another split.")
     by: list[str] | None = Field(
         default=None,
         min_length=1,
@@ -71,7 +77,7 @@ class TrainConfig(JobConfig):
         default="auto",
         description="How progress is shown: auto is rich on a terminal, plain elsewhere.",
     )
-    page: bool | Literal["auto"] = Field(
+    page: Annotated[bool | Literal["auto"], BeforeValidator(_page)] = Field(
         default="auto",
         description="Whether a page on 127.0.0.1 shows the fit while the job runs, and steers it; "
         "its address is printed. auto: on a terminal, where the extra [live] is installed.",
@@ -118,5 +124,11 @@ class TrainConfig(JobConfig):
             what = f"a column: {estimator.__name__} has no classes to balance"
             wrongs.append(Wrong(["weight"], what, found(BALANCED)))
         wrongs += metrics.wrong_metrics(estimator, self.evaluation or ())
+        wrongs += self._wrong_values()
         refuse(wrongs)
         return self
+
+    def _wrong_values(self) -> list[Wrong]:
+        """What the estimator would refuse, whatever the rows."""
+        found = wrong_values(self.estimator.find(), self.estimator.params)
+        return [Wrong(["estimator", *w.place], w.expected, w.found) for w in found]

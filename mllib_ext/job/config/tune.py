@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from mllib_ext.job import metrics
@@ -12,7 +14,7 @@ from mllib_ext.job.config.pipeline import column_params
 from mllib_ext.job.config.section import Section
 from mllib_ext.job.config.train import TrainConfig
 from mllib_ext.job.problems import Wrong, below, found, refuse
-from mllib_ext.job.stages import params_of, wrong_stage
+from mllib_ext.job.stages import params_of, wrong_stage, wrong_values
 from mllib_ext.names import did_you_mean
 
 # A grid grows fast: a thousand fits that nobody meant are not started.
@@ -72,7 +74,11 @@ class Search(Section):
         "stage, stages.INDEX.PARAM: a list of values, or for random {from: , to: , scale: linear "
         "or log}.",
     )
-    candidates: int = Field(default=20, ge=1, description="How many to draw, for random.")
+    candidates: int = Field(
+        default=20,
+        ge=1,
+        description="How many to draw, for random; what is drawn again is tried once.",
+    )
     folds: int = Field(default=3, ge=2, description="How many parts the training rows have.")
     parallelism: int = Field(
         default=1, ge=1, description="How many candidates are trained at the same time."
@@ -81,7 +87,41 @@ class Search(Section):
         default=None,
         description="What the best has the best of. Default: f1, rmse or silhouette.",
     )
-    seed: int = Field(default=1, description="Another seed gives other folds and draws.")
+    seed: int = Field(
+        default=1, ge=0, lt=2**63, description="Another seed gives other folds and draws."
+    )
+
+    def drawn(self) -> list[dict[str, Any]]:
+        """What to try: values by the keys of ``params``, each set of them once.
+
+        All combinations of a grid, the last key changing fastest; or draws, each of its own
+        (seed, number), so that more candidates begin with those of fewer.
+        """
+        if self.method == "grid":
+            combinations = itertools.product(*self.params.values())
+            drawn = [dict(zip(self.params, values, strict=True)) for values in combinations]
+        else:
+            drawn = [
+                {
+                    key: _draw(values, np.random.default_rng([self.seed, number, place]))
+                    for place, (key, values) in enumerate(self.params.items())
+                }
+                for number in range(self.candidates)
+            ]
+        return list({repr(one): one for one in drawn}.values())
+
+
+def _draw(values: list[Any] | Range, rng: np.random.Generator) -> Any:
+    if isinstance(values, list):
+        return values[int(rng.integers(len(values)))]
+    low, high = values.from_, values.to
+    if values.scale == "log":
+        # Rounding may lead out of the range by a bit.
+        drawn = min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
+        return round(drawn) if isinstance(low, int) and isinstance(high, int) else float(drawn)
+    if isinstance(low, int) and isinstance(high, int):
+        return int(rng.integers(low, high + 1))
+    return float(rng.uniform(low, high))
 
 
 class TuneConfig(TrainConfig):
@@ -113,7 +153,23 @@ class TuneConfig(TrainConfig):
                 what = f"at most {MOST_CANDIDATES} combinations; search.method: random draws some"
                 wrongs.append(Wrong(["search", "params"], what, str(n)))
         refuse(wrongs)
+        refuse(self._wrong_candidates())
         return self
+
+    def _wrong_values(self) -> list[Wrong]:
+        return []  # the Params alone are no candidate
+
+    def _wrong_candidates(self) -> list[Wrong]:
+        """What the estimator would refuse of the first candidate that it refuses something of."""
+        for one in self.search.drawn():
+            own = {key: value for key, value in one.items() if not key.startswith("stages.")}
+            found = wrong_values(self.estimator.find(), {**self.estimator.params, **own})
+            if found:
+                inside = found[0].place
+                searched = inside[-1] in own
+                place = ["search", *inside] if searched else ["estimator", *inside]
+                return [Wrong(place, found[0].expected, found[0].found)]
+        return []
 
     def _wrong_space(self, key: str, values: list[Any] | Range) -> list[Wrong]:
         """What is wrong with one key of ``search.params`` and the values to try there."""
