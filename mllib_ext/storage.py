@@ -56,6 +56,13 @@ def names(path: str) -> list[str] | None:
         return sorted(str(status.getPath().getName()) for status in fs.listStatus(jpath))
 
 
+def modified(path: str) -> int:
+    """When a file was written, Unix milliseconds; FileNotFoundError where there is none."""
+    with _io_errors(path):
+        fs, jpath = _open(path)
+        return int(fs.getFileStatus(jpath).getModificationTime())
+
+
 def read_bytes(path: str) -> bytes:
     """What a file holds; FileNotFoundError where there is none."""
     with _io_errors(path):

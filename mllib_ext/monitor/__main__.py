@@ -55,12 +55,18 @@ def parser() -> argparse.ArgumentParser:
     serve = actions.add_parser("serve", help="serve a page of the runs below a directory")
     serve.add_argument("path", metavar="RUNS_DIR")
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen at")
-    serve.add_argument("--port", type=int, default=0, help="0 takes one that is free")
+    serve.add_argument("--port", type=_port, default=0, help="0 takes one that is free")
     serve.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="as that of a proxy"
     )
     serve.set_defaults(work=_serve)
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, found {text!r}")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ effect, should the run have changed meanwhile. What is refused never reaches the
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 import uuid
@@ -70,7 +71,7 @@ class Command:
                 raise ValueError("set: expected a setting, as in stepSize=0.01, found none")
             values = {snake(str(name)): value for name, value in self.values.items()}
         else:
-            known = COMMANDS[self.command]
+            known: dict[str, Any] = COMMANDS[self.command]
             for name, value in self.values.items():
                 if name not in known:
                     raise ValueError(f"{self.command}: expected {list(known)}, found {name!r}")
@@ -82,6 +83,10 @@ class Command:
             values = {**known, **self.values}
             if self.command == "note" and not values["text"]:
                 raise ValueError("note: expected a text, found none")
+        try:
+            json.dumps(values, ensure_ascii=False, default=str).encode()
+        except (UnicodeEncodeError, RecursionError):
+            raise ValueError(f"{self.command}: expected text, found what is none") from None
         object.__setattr__(self, "values", values)
 
     @classmethod
@@ -89,16 +94,18 @@ class Command:
         """A command from JSON: ``command`` and ``values`` and, of a file, the other attributes."""
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or not isinstance(found.get("command"), str):
             raise ValueError(f"expected a command as JSON, found {text[:80]!r}")
-        more: dict[str, Any] = {"origin": str(found.get("origin", "file"))[:80]}
         if origin is not None:
-            more = {"origin": origin}
-        for name, kind in (("key", str), ("sent", (int, float))):
-            if isinstance(found.get(name), kind):
-                more[name] = found[name]
+            return cls(found["command"], found.get("values", {}), origin)
+        more: dict[str, Any] = {"origin": str(found.get("origin", "file"))[:80]}
+        key, sent = found.get("key"), found.get("sent")
+        if isinstance(key, str) and re.fullmatch(r"[\w-]{1,80}", key):
+            more["key"] = key
+        if isinstance(sent, int | float) and abs(sent) < 1e12:  # neither infinite nor NaN
+            more["sent"] = sent
         return cls(found["command"], found.get("values", {}), **more)
 
     def event(self, **more: Any) -> dict[str, Any]:
@@ -129,6 +136,7 @@ class Controls:
         self._settings: Settings | None = None
         self._iteration = 0
         self._stop: Stop | None = None
+        self._cancelled = False
         self._changes: dict[str, Any] = {}
         self.state = "starting"
 
@@ -152,23 +160,30 @@ class Controls:
             raise
         return command
 
+    def cancel(self) -> None:
+        """End the fit with an error between two rounds, and while it is paused."""
+        with self._condition:
+            self._cancelled = True
+            self._condition.notify_all()
+
     def __call__(self, state: Any, record: Record) -> list[Action]:
         with self._condition:
             self._settings, self._iteration = record.settings, record.iteration
+            self._checkpoints = set(record.checkpoints)
             if self.state == "starting":
                 self._become("running")
             actions: list[Action] = []
-            if record.iteration == 0:
-                self._checkpoints.clear()  # those of another start
+            if record.iteration == 0 and self._changes:
                 # What was set, and the end, hold for every start of the fit.
-                if self._changes:
-                    self._settings = self._settings.change(**self._changes)
-                    actions.append(Change(**self._changes))
+                self._settings = self._settings.change(**self._changes)
+                actions.append(Change(**self._changes))
             if self._stop is not None:
                 actions.append(self._stop)
             while True:
                 while self._waiting:
                     actions += self._applied(self._waiting.popleft())
+                if self._cancelled:
+                    raise RuntimeError("the fit was cancelled")
                 if self.state != "paused":
                     return actions
                 self._condition.wait()

@@ -55,6 +55,9 @@ class RunDirectory(Protocol):
     def description(self) -> dict[str, Any]:
         """What ``run.json`` says; FileNotFoundError where there is no run."""
 
+    def version(self) -> Any:
+        """Another value where another run was begun at the same path."""
+
     def read(self, position: int) -> tuple[str, int]:
         """Whole lines of events after a position (0 at first), and the position after them."""
 
@@ -141,6 +144,10 @@ class LocalDirectory:
         found: dict[str, Any] = json.loads((self._path / DESCRIPTION).read_text("utf-8"))
         return found
 
+    def version(self) -> Any:
+        found = os.stat(self._path / DESCRIPTION)
+        return found.st_ino, found.st_mtime_ns
+
     def read(self, position: int) -> tuple[str, int]:
         with open(self._path / EVENTS, "rb") as stream:
             stream.seek(position)
@@ -198,6 +205,9 @@ class HadoopDirectory:
         found: dict[str, Any] = json.loads(storage.read_text(f"{self.path}/{DESCRIPTION}"))
         return found
 
+    def version(self) -> Any:
+        return storage.modified(f"{self.path}/{DESCRIPTION}")
+
     def read(self, position: int) -> tuple[str, int]:
         names = storage.names(f"{self.path}/{SEGMENTS}") or []
         names = [name for name in names if name.endswith(".jsonl")][position:]
@@ -228,15 +238,20 @@ def names_below(path: str) -> list[str] | None:
     directory = run_directory(path)
     if isinstance(directory, HadoopDirectory):
         return storage.names(path)
-    return sorted(os.listdir(directory.path)) if os.path.isdir(directory.path) else None
+    try:
+        return sorted(os.listdir(directory.path))
+    except OSError:  # none, or deleted just now, or of somebody else
+        return None
 
 
-def run_paths(path: str, depth: int = DEPTH) -> Iterator[str]:
-    """The runs at a path and below it."""
+def run_paths(path: str, depth: int = DEPTH, above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The runs at a path and below it, links to what is above (real paths) left out."""
+    if (real := os.path.realpath(run_directory(path).path)) in above:
+        return
     names = names_below(path) or []
     if DESCRIPTION in names:
         yield path
     if depth:
         for name in names:
             if name not in (CONTROL, SEGMENTS, EVENTS, DESCRIPTION) and not name.startswith("."):
-                yield from run_paths(f"{path.rstrip('/')}/{name}", depth - 1)
+                yield from run_paths(f"{path.rstrip('/')}/{name}", depth - 1, above | {real})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -93,6 +94,9 @@ class Monitor:
         try:
             model = fit(watched)
             told = {name: getattr(model, name, None) for name in ("reason", "converged", "n_iter")}
+            history = getattr(model, "history", ())
+            if history and math.isfinite(history[-1].loss):
+                told["loss"] = history[-1].loss  # of the model: it may have gone back
             done = told["converged"] or told["reason"] == "max_iter"
             end = {"state": "finished" if done else "stopped", **told}
             return model

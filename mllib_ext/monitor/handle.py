@@ -166,6 +166,7 @@ class LiveRun:
 
     def cancel(self) -> None:
         """Give the fit up at once, its Spark jobs included: ``result`` raises."""
+        self._monitor.controls.cancel()
         self._context.cancelJobGroup(self.job_group)
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 ENCODER = json.JSONEncoder(allow_nan=False)
 # How long an event may wait to be written, and a command to be found.
 TICK = 0.1
-# Events that stay in memory, as text, for the handle of a fit: the newest.
+# Rounds that stay in memory, as text, for the handle of a fit: the newest. All else stays.
 KEPT = 50_000
 # What the end of a fit waits for the last events to reach a file system that hangs.
 PATIENCE = 10.0
@@ -61,7 +61,9 @@ class Log:
         self._begin, self._arrived = begin, arrived
         self.directory: Destination | None = None
         self._waiting: deque[tuple[float, Callable[[], dict[str, Any]]]] = deque()
-        self._kept: deque[str] = deque(maxlen=KEPT if keep else 0)
+        self._keep = keep
+        self._rounds: deque[tuple[int, str]] = deque(maxlen=KEPT)
+        self._others: list[tuple[int, str]] = []
         self._lines: list[str] = []
         self._last = 0  # id
         self._began = self._wrote = self._looked = time.monotonic()
@@ -82,9 +84,9 @@ class Log:
         """The events in memory with an id above ``after``."""
         self._drain()
         with self._lock:
-            skip = max(0, after - self._last + len(self._kept))
-            lines = list(islice(self._kept, skip, None))
-        return [json.loads(line) for line in lines]
+            skip = max(0, after - self._last + len(self._rounds)) if self._rounds else 0
+            found = [*islice(self._rounds, skip, None), *self._others]
+        return [json.loads(line) for id, line in sorted(found) if id > after]
 
     def close(self) -> None:
         """Write what there is; a file system that hangs is not waited for longer than seconds."""
@@ -107,7 +109,9 @@ class Log:
                     logger.warning("a round is not recorded: %s: %s", type(error).__name__, error)
                     self._last -= 1
                     continue
-                self._kept.append(line)
+                if self._keep:
+                    kept = self._rounds if event["event"] == "round" else self._others
+                    kept.append((self._last, line))
                 if self._begin is not None:
                     self._lines.append(line + "\n")
 
@@ -126,7 +130,10 @@ class Log:
             self._wrote = now
         if directory is not None and now - self._looked >= directory.look_seconds:
             for text in directory.take():
-                self._arrived(text)
+                try:
+                    self._arrived(text)
+                except Exception as error:  # what somebody sends must not end the record
+                    logger.warning("a command is lost: %s: %s", type(error).__name__, error)
             self._looked = now
 
     def _write(self) -> None:

@@ -110,9 +110,11 @@ def parsed(text: str) -> list[dict[str, Any]]:
     events = []
     for line in text.splitlines():
         try:
-            events.append(json.loads(line))
-        except ValueError:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(event, dict) and isinstance(event.get("id"), int) and "event" in event:
+            events.append(event)
     return events
 
 

@@ -93,12 +93,19 @@ class Recorded:
 
     def __init__(self, path: str) -> None:
         self._directory = run_directory(path)
+        self.version = self._directory.version()
         self._description: dict[str, Any] = self._directory.description()
+        if not isinstance(self._description, dict):
+            raise ValueError(f"{path}: expected the description of a run, found none")
         self._lines: list[str] = []  # a tenth of what they are as dicts
         self._ids: list[int] = []
         self._told: list[dict[str, Any]] = []  # what says which state it is in
         self._position, self._looked = 0, 0.0
         self._lock = threading.Lock()
+
+    def current(self) -> bool:
+        """Whether no other run was begun at the same path since."""
+        return bool(self._directory.version() == self.version)
 
     def description(self) -> dict[str, Any]:
         return self._description
@@ -139,23 +146,24 @@ class Directory:
 
     def __init__(self, path: str) -> None:
         self._path = path.rstrip("/") or "/"
-        self._known: dict[str, Source] = {}
+        self._known: dict[str, Recorded] = {}
 
     def __call__(self) -> dict[str, Source]:
-        found: dict[str, Source] = {}
+        found: dict[str, Recorded] = {}
         for path in find_runs(self._path):
             name = path[len(self._path) :].strip("/") or "."
             with suppress(OSError, ValueError):  # it is being written, or deleted
-                found[name] = self._known.get(name) or Recorded(path)
+                known = self._known.get(name)
+                found[name] = known if known and known.current() else Recorded(path)
         self._known = found
-        return found
+        return dict(found)
 
 
 class Key:
     """What a request has to show before it is heard: middleware of the application."""
 
     def __init__(self, app: Any, key: str, hosts: Sequence[str]) -> None:
-        self._app, self._key, self._hosts = app, key, {*LOCAL, *hosts}
+        self._app, self._key, self._hosts = app, key, {host.lower() for host in (*LOCAL, *hosts)}
         # Cookies do not know ports: two servers of one user must not overwrite each other's.
         self._cookie = f"mllib_ext_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
@@ -183,7 +191,11 @@ class Key:
         if self._host(request.headers.get("host", "")) not in self._hosts:
             return "the name in this address is not one that the server was told of (hosts)"
         origin = request.headers.get("origin")
-        if origin is not None and self._host(urlsplit(origin).netloc) not in self._hosts:
+        try:
+            foreign = origin is not None and self._host(urlsplit(origin).netloc) not in self._hosts
+        except ValueError:  # no address
+            foreign = True
+        if foreign:
             return "the request comes from a page of another site"
         if request.headers.get("sec-fetch-site") == "cross-site" and request.method != "GET":
             return "the request comes from a page of another site"
@@ -231,13 +243,21 @@ class Server:
         hosts: Sequence[str] = (),
     ) -> None:
         self.key = secrets.token_urlsafe(24)
-        listening = socket.socket()
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+        except OSError as error:
+            listening.close()
+            raise OSError(
+                f"expected an address to listen at, found {host} port {port}: {error.strerror}"
+            ) from None
         listening.listen(64)  # from here on a browser waits instead of being refused
         self.port: int = listening.getsockname()[1]
-        self.url = f"http://{host}:{self.port}/?key={self.key}"
-        own = () if host in LOCAL else (host,)
+        name = f"[{host}]" if family == socket.AF_INET6 else host
+        self.url = f"http://{name}:{self.port}/?key={self.key}"
+        own = () if name in LOCAL else (name,)
         self._sources = sources
         app = Starlette(
             routes=[
@@ -383,7 +403,7 @@ def _no_run(request: Request) -> Response:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isdecimal() else 0
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else 0
 
 
 def _curves(event: dict[str, Any]) -> dict[str, Any]:

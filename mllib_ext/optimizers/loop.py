@@ -74,7 +74,7 @@ class Settings:
         """The fields that a running fit may change, by name."""
         return {f.name: f for f in dataclasses.fields(cls) if f.metadata["tunable"]}
 
-    def change(self, **values: Any) -> Settings:
+    def change(self, /, **values: Any) -> Settings:
         """These settings with some values changed.
 
         Raises
@@ -180,6 +180,8 @@ class Record:
         The mean loss of rows held out, of a state that has one; else NaN.
     values : dict of str to float
         What the algorithm's state tells besides (:attr:`State.told`), by name.
+    checkpoints : tuple of str
+        What there is to go back to, by name.
     """
 
     iteration: int
@@ -192,6 +194,7 @@ class Record:
     actions: tuple[str, ...] = ()
     validation_loss: float = math.nan
     values: dict[str, float] = field(default_factory=dict)
+    checkpoints: tuple[str, ...] = ()
 
 
 S = TypeVar("S", bound=State)
@@ -237,7 +240,7 @@ class Stop:
 class Change:
     """Go on with other settings: ``Change(step_size=0.01)``."""
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         self.values = values
 
     def __str__(self) -> str:
@@ -431,6 +434,7 @@ def iterate(
             settings=settings,
             validation_loss=getattr(state, "validation_loss", math.nan),
             values={name: getattr(state, name) for name in state.told},
+            checkpoints=tuple(checkpoints),
         )
         _refuse_divergence(losses, record, divergence)
         actions = [action for callback in callbacks for action in _answer(callback, state, record)]
@@ -461,6 +465,17 @@ def iterate(
                     state = changed(state, settings, new)
                     settings, reason, losses = new, None, [state.loss]
         ended = _ended(state, settings, iteration, history, stop, reason)
+        if ended is not None and any(isinstance(action, Restore) for action in actions):
+            # The last record is of what is kept, which the round did not make.
+            history[-1] = replace(
+                history[-1],
+                loss=state.loss,
+                gradient_norm=state.gradient_norm,
+                step_size=state.step_size,
+                validation_loss=getattr(state, "validation_loss", math.nan),
+                values={name: getattr(state, name) for name in state.told},
+            )
+            ended = replace(ended, history=tuple(history))
         if keeper is not None and (asked or ended or keeper.due(iteration)):
             # Also if it ends here: it may go on with another max_iter.
             progress = Progress(

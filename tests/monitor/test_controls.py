@@ -15,10 +15,10 @@ from sklearn.datasets import load_iris
 
 from mllib_ext.classification import LogisticRegression
 from mllib_ext.clustering import KMeans
-from mllib_ext.monitor import read_run
+from mllib_ext.monitor import log, read_run
 from mllib_ext.monitor.__main__ import main
 from mllib_ext.monitor.controls import Command, Controls
-from mllib_ext.optimizers.loop import Settings, State, iterate, setting
+from mllib_ext.optimizers.loop import Checkpoint, Settings, State, Stop, iterate, setting
 
 X, Y = load_iris(return_X_y=True)
 # Gradient descent that never ends by itself.
@@ -162,6 +162,29 @@ def test_what_is_no_command_is_refused(text):
         Command.parse(text)
 
 
+@pytest.mark.parametrize("name", ["self", "class", "__init__"])
+def test_no_name_of_a_setting_reaches_the_algorithm_but_its_own(controls, name):
+    controls.send(Command("set", {name: 1}))  # before the first round nobody knows the settings
+    assert run(controls).n_iter == 12
+    with pytest.raises(ValueError, match="expected one of"):
+        Rates().change(**{name: 1})
+
+
+def test_a_command_that_is_no_text_or_too_deep_is_refused():
+    with pytest.raises(ValueError, match="note: expected text"):
+        Command("note", {"text": "\ud800"})
+    with pytest.raises(ValueError, match="expected a command as JSON"):
+        Command.parse("[" * 5000)
+
+
+def test_who_sends_a_command_to_a_page_does_not_name_it():
+    text = '{"command": "pause", "key": "mine", "sent": NaN}'
+    assert Command.parse(text, origin="page").key != "mine"
+    assert abs(Command.parse(text, origin="page").sent - time.time()) < 60
+    of_a_file = Command.parse(text)
+    assert (of_a_file.key, np.isfinite(of_a_file.sent)) == ("mine", True)
+
+
 def test_a_command_is_the_same_after_a_way_as_text():
     command = Command("set", {"stepSize": 0.5}, origin="ctl: me")
     assert Command.parse(command.text()) == command
@@ -184,6 +207,24 @@ def test_a_checkpoint_is_gone_back_to_and_one_that_is_not_there_is_refused(contr
     assert [e["status"] for e in told if e["event"] == "command"] == [
         "applied", "applied", "refused",
     ]  # fmt: skip
+
+
+def test_a_checkpoint_of_a_callback_is_one_to_go_back_to(controls, told):
+    def keep(state, record):
+        return Checkpoint("mine") if record.iteration == 2 else None
+
+    run(controls, keep, sending(controls, at5=Command("restore", {"name": "mine"})))
+    assert [e["status"] for e in told if e["event"] == "command"] == ["applied"]
+
+
+def test_an_end_after_a_restore_tells_of_the_state_that_is_kept(controls):
+    commands = {"at2": Command("checkpoint"), "at5": Command("restore")}
+    controls_at = sending(controls, **commands)
+    result = run(controls, controls_at, lambda s, r: Stop("here") if r.iteration == 5 else None)
+    assert (result.n_iter, result.reason) == (5, "here")
+    kept, last = result.history[2], result.history[-1]
+    assert result.state.loss == kept.loss
+    assert (last.iteration, last.loss, last.gradient_norm) == (5, kept.loss, kept.gradient_norm)
 
 
 def test_what_is_set_and_the_end_hold_for_later_starts_of_the_same_fit(controls):
@@ -273,6 +314,34 @@ def test_the_jobs_of_a_handle_have_a_group_that_can_be_cancelled(spark):
         run.result(60)
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_fit_without_jobs_and_one_that_is_paused_can_be_cancelled(frame, paused):
+    run = LogisticRegression(**ENDLESS).fitAsync(frame)
+    until(lambda: len(run.rounds) > 2)
+    if paused:
+        run.pause()
+        until(lambda: run.state == "paused")
+    run.cancel()
+    with pytest.raises(Exception, match="cancelled"):
+        run.result(60)
+    assert run.state == "failed"
+
+
+def test_rounds_that_are_forgotten_take_nothing_else_along(frame, monkeypatch):
+    monkeypatch.setattr(log, "KEPT", 10)
+    run = LogisticRegression(**ENDLESS).fitAsync(frame)
+    until(lambda: len(run.rounds) > 2)
+    run.note("early")
+    until(lambda: run.rounds["iteration"].iloc[0] > 5)
+    run.stop()
+    run.result(60)
+    kinds = run.events["event"].tolist()
+    assert kinds.count("round") == 10
+    assert "tunables" in kinds
+    assert "early" in str(run.events["values"].tolist())
+    assert run.events["id"].is_monotonic_increasing
+
+
 def _slow(batches):
     for batch in batches:
         time.sleep(30)
@@ -295,6 +364,10 @@ def test_a_run_is_steered_through_its_directory_from_another_process(frame, tmp_
     thread.start()
     until(lambda: (tmp_path / "run" / "run.json").exists())
 
+    # What nobody meant to send ends neither the record nor the fit.
+    (tmp_path / "run" / "control" / "0.json").write_text("[" * 5000)
+    assert main(["ctl", path, "set", "self=1"]) == 1
+    assert "setting 'self': expected one of" in capsys.readouterr().err
     assert main(["ctl", path, "set", "stepSize=0.002"]) == 0
     assert "applied after round" in capsys.readouterr().out
     assert main(["ctl", path, "set", "stepSize=0"]) == 1
@@ -310,8 +383,10 @@ def test_a_run_is_steered_through_its_directory_from_another_process(frame, tmp_
     assert models[0].reason == "from afar"
     run = read_run(path)
     assert run.state == "stopped"
-    assert run.actions.command.tolist() == ["set", "set", "note", "pause", "stop"]
-    assert run.actions.status.tolist() == ["applied", "refused", "applied", "applied", "applied"]
+    assert run.actions.command.tolist() == ["set", "set", "set", "note", "pause", "stop"]
+    assert run.actions.status.tolist() == [
+        "refused", "applied", "refused", "applied", "applied", "applied",
+    ]  # fmt: skip
     assert run.actions.origin.str.startswith("ctl: ").all()
     assert set(run.rounds["settings.step_size"]) == {0.001, 0.002}
     assert run.params["stepSize"] == 0.001

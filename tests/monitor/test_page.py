@@ -174,6 +174,9 @@ def test_a_run_is_paused_resumed_and_stopped_and_the_page_says_so(opened, steere
         time.sleep(0.3)
         assert len(steered.rounds) == n
         assert page.locator("[data-command=pause]").is_disabled()
+        set_value(page, "stepSize", "0.77")
+        page.locator(".answer", has_text="after the click").wait_for()
+        assert page.locator("[name=stepSize]").input_value() == "0.77"
         page.locator("[data-command=resume]").click()
         page.locator("[data-state=running]").wait_for()
         stop = page.locator("[data-command=stop]")
@@ -274,6 +277,18 @@ def test_runs_that_ended_are_chosen_and_laid_over_each_other(spark, opened, tmp_
         page.locator("[data-plot=loss] .u-legend", has_text="k3").wait_for()
         assert page.locator("#run").input_value() == "k2"
         assert page.locator("[data-part=sizes] i").count() == 2
+
+
+def test_another_fit_at_the_same_place_is_shown_from_its_start(spark, opened, tmp_path):
+    df = spark.createDataFrame(pd.DataFrame({"features": list(X)}))
+    KMeans(k=2).setRunDir(f"{tmp_path}/one").fit(df)
+    with Server(Directory(str(tmp_path))) as server:
+        page = opened(server.url)
+        page.locator("[data-part=sizes] i").nth(1).wait_for()
+        shutil.rmtree(tmp_path / "one")
+        KMeans(k=4).setRunDir(f"{tmp_path}/one").fit(df)
+        page.locator("[data-part=sizes] i").nth(3).wait_for()
+        assert page.locator("[data-part=actions] li", has_text="finished").count() == 1
 
 
 HOST = """

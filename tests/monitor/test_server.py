@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import time
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from sklearn.datasets import load_iris
 
 from mllib_ext.classification import LogisticRegression
 from mllib_ext.clustering import KMeans
+from mllib_ext.monitor.__main__ import main
 from mllib_ext.monitor.server import STATIC, Directory, Server
 
 X, Y = load_iris(return_X_y=True)
@@ -145,6 +147,8 @@ def test_a_command_takes_effect_within_a_round_and_half_a_second(client, run):
         ({"command": "set", "values": {"stepSize": -1}}, "expected a number in (0, inf], found -1"),
         ({"command": "sett"}, "did you mean 'set'"),
         ({"command": "restore"}, "expected one of the checkpoints []"),
+        ({"command": "set", "values": {"self": 1}}, "setting 'self': expected one of"),
+        ({"command": "note", "values": {"text": "\ud800"}}, "note: expected text"),
     ],
 )
 def test_a_wrong_command_is_refused_in_words(client, command, message):
@@ -223,6 +227,7 @@ def test_another_name_of_this_address_is_refused(client, host):
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://[bad"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Content-Type": "text/plain"},
     ],
@@ -235,7 +240,7 @@ def test_a_page_of_another_site_cannot_send(client, headers):
 
 
 def test_a_proxy_has_to_be_named(run):
-    with run.serve(hosts=["hub.example"]) as server:
+    with run.serve(hosts=["Hub.Example"]) as server:
         client = Client(server, Host="hub.example")
         origin = {"Origin": "https://hub.example"}
         status, _, _ = client(
@@ -279,6 +284,46 @@ def test_recorded_runs_are_served_and_steered_through_their_directories(spark, t
             state = found["state"]
         assert state == "stopped"
         assert answer["key"] in [event.get("key") for event in found["events"]]
+
+
+def test_a_fit_recorded_at_the_place_of_another_is_shown_alone(spark, tmp_path):
+    df = spark.createDataFrame(pd.DataFrame({"features": list(X)})).coalesce(1)
+    with Server(Directory(str(tmp_path))) as server:
+        client = Client(server)
+        for k in (2, 3):
+            KMeans(k=k).setRunDir(f"{tmp_path}/one").fit(df)
+            assert client.json("/api/runs")[0] == 200
+            _, found = client.json("/api/run?run=one")
+            assert found["description"]["params"]["k"] == k
+            assert [event["id"] for event in found["events"]] == [
+                *range(1, len(found["events"]) + 1)
+            ]
+            shutil.rmtree(tmp_path / "one")
+
+
+def test_what_is_no_run_hides_no_other(spark, tmp_path):
+    df = spark.createDataFrame(pd.DataFrame({"features": list(X)})).coalesce(1)
+    KMeans(k=2).setRunDir(f"{tmp_path}/one").fit(df)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "run.json").write_text("null")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with open(tmp_path / "one" / "events.jsonl", "a") as file:
+        file.write("3\n")
+    with Server(Directory(str(tmp_path))) as server:
+        client = Client(server)
+        _, runs = client.json("/api/runs")
+        assert [one["run"] for one in runs] == ["one"]
+        assert client.json(f"/api/run?run=one&after={'9' * 5000}")[0] == 200
+
+
+def test_an_address_that_cannot_be_listened_at_is_named(tmp_path, capsys):
+    with Server(dict, host="::1") as server:
+        assert server.url.startswith("http://[::1]:")
+    with Server(dict) as server, pytest.raises(OSError, match=f"127.0.0.1 port {server.port}"):
+        Server(dict, port=server.port)
+    with pytest.raises(SystemExit):
+        main(["serve", str(tmp_path), "--port", "99999"])
+    assert "expected a port from 0 to 65535, found '99999'" in capsys.readouterr().err
 
 
 def test_slow_clients_and_many_of_them_do_not_hold_a_fit_up(client, run):

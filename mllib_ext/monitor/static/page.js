@@ -6,6 +6,7 @@ const query = new URLSearchParams(location.search);
 // The cookie has the key from here on; the address bar and the history need not.
 query.delete("key");
 
+const PATIENCE = 10000; // milliseconds until a command is given up that does not reach the server
 const AGAIN = 2000; // milliseconds until a connection that the server refused is tried again
 const followed = new Map(); // streams by the run that they bring the events of
 let known = []; // the server's list of runs
@@ -15,7 +16,8 @@ const view = new View($("view"), async (of, command, values) => {
   let reply;
   try {
     reply = await fetch(`api/command?run=${encodeURIComponent(of.name)}`, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ command, values }),
+      // One that waits for a connection must not arrive when nobody watches any more.
+      signal: AbortSignal.timeout(PATIENCE), method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ command, values }),
     });
   } catch {
     throw new Error("it did not reach the run: its process does not answer");
@@ -30,6 +32,12 @@ function trouble(text) {
   $("trouble").hidden = !text;
 }
 
+/** What a run that does not answer was last is not what it is. */
+function answers(of, does) {
+  of.unknown = !does;
+  changed();
+}
+
 function changed() {
   view.changed();
   const now = run?.latest;
@@ -39,9 +47,10 @@ function changed() {
 // --- the events of a run -------------------------------------------------------------------------
 
 function follow(of) {
+  followed.get(of)?.close();
   const source = new EventSource(`api/stream?run=${encodeURIComponent(of.name)}&after=${of.last}`);
   followed.set(of, source);
-  source.onopen = () => trouble("");
+  source.onopen = () => { trouble(""); answers(of, true); };
   source.onmessage = (message) => {
     for (const event of JSON.parse(message.data)) of.take(event);
     if (of.over) leave(of); // there is nothing to come
@@ -49,10 +58,16 @@ function follow(of) {
   };
   source.onerror = () => {
     trouble("The run does not answer. Its process may have ended; trying again.");
+    answers(of, false);
     if (source.readyState !== EventSource.CLOSED || followed.get(of) !== source) return;
     setTimeout(() => { if (followed.get(of) === source) follow(of); }, AGAIN);
   };
 }
+
+// A browser has six connections to a server, for all its tabs: one that nobody sees leaves its own.
+document.addEventListener("visibilitychange", () => {
+  for (const of of followed.keys()) document.hidden ? followed.get(of).close() : follow(of);
+});
 
 function leave(of) {
   followed.get(of)?.close();
@@ -113,7 +128,19 @@ async function list() {
   }
   if ([...followed.values()].every((source) => source.readyState === EventSource.OPEN)) trouble("");
   const names = found.map((one) => one.run);
-  if (names.join("\n") !== known.map((one) => one.run).join("\n")) {
+  const listed = (runs) => runs.map((one) => `${one.run} ${one.started}`).sort().join("\n");
+  const begun = (of) => (runs) => runs.find((one) => one.run === of?.name)?.started;
+  for (const of of [run, other]) {
+    const [before, now] = [known, found].map(begun(of));
+    if (before && now && before !== now) { // another fit was recorded at its place
+      leave(of);
+      Object.assign(of, new Run(of.name));
+      follow(of);
+      describe(of).catch(() => {});
+      view.renew();
+    }
+  }
+  if (listed(found) !== listed(known)) {
     found.sort((a, b) => b.started - a.started);
     const options = () => found.map((one) => new Option(titled(one), one.run));
     $("run").replaceChildren(...options());

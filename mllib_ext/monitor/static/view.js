@@ -34,6 +34,10 @@ export class Run {
     this.actions = [];
     this.checkpoints = new Set();
     this.tunables = {};
+    this.changes = {}; // of settings, since the newest round
+    this.end = null;
+    this.unknown = false; // whether nobody answers for it
+    this.bounds = null; // of the picture of its centers
     this.state = "starting";
     this.marks = 0;
   }
@@ -50,9 +54,11 @@ export class Run {
       case "round": return this.takeRound(event);
       case "tunables": this.tunables = event.tunables; return;
       case "state": this.state = event.state; return;
-      case "end": this.state = event.state; break;
+      case "end": this.state = event.state; this.unknown = false; this.end = event; break;
+      case "change": Object.assign(this.changes, event.values); break;
       case "command":
         if (event.status === "applied" && event.command === "checkpoint") this.checkpoints.add(event.values.name);
+        if (event.status === "applied" && event.command === "set") Object.assign(this.changes, event.values);
     }
     event.place = Math.max(0, this.rounds.length - 1); // the round it followed, over all starts
     if (event.iteration !== undefined && event.status !== "refused") event.mark = ++this.marks;
@@ -61,6 +67,7 @@ export class Run {
 
   takeRound(event) {
     if (event.iteration === 0) this.checkpoints.clear(); // those of another start
+    this.changes = {};
     for (const [name, of] of Object.entries(COLUMNS)) {
       const value = of(event);
       this.columns[name].push(Number.isFinite(value) ? value : null);
@@ -205,20 +212,20 @@ export class View {
 
   /** Show a run and, over it, another one or null. */
   show(run, other = null) {
-    if (run !== this.run) {
-      this.answer("", false);
-      this.sent.clear();
-      this.settings.replaceChildren();
-      this.parts["part actions"].replaceChildren();
-      this.parts["part seconds"].replaceChildren();
-      this.parts["part rows"].replaceChildren();
-      this.parts["part centers"].replaceChildren();
-      this.parts["note loss"].textContent = "waiting for the first round";
-      this.bounds = null;
-      this.disarm();
-    }
+    const same = run === this.run;
     this.run = run;
     this.other = other;
+    same ? this.restyle() : this.renew();
+  }
+
+  /** Show another run, or the same one from the start. */
+  renew() {
+    this.answer("", false);
+    this.sent.clear();
+    this.settings.replaceChildren();
+    for (const part of ["actions", "seconds", "rows", "centers"]) this.parts[`part ${part}`].replaceChildren();
+    delete this.parts["part actions"].dataset.known;
+    this.disarm();
     this.restyle();
   }
 
@@ -351,12 +358,16 @@ export class View {
 
   draw() {
     const { run, parts } = this, now = run.latest;
-    parts["part state"].textContent = run.state;
-    this.root.dataset.state = run.state;
+    const state = run.unknown ? "no answer" : run.state;
+    parts["part state"].textContent = state;
+    this.root.dataset.state = state;
     this.drawControls();
     this.drawActions();
     this.drawParams();
-    if (!now) return;
+    if (!now) {
+      parts["note loss"].textContent = run.over ? "it ended without a round" : "waiting for the first round";
+      return;
+    }
     this.drawTiles(now);
     const log = parts["part log"].checked;
     parts["note loss"].textContent = "";
@@ -396,7 +407,7 @@ export class View {
     const most = now.settings.max_iter;
     set("round", whole(now.iteration));
     if (most < 1e6) parts["tile round"].append(element("small", {}, ` of ${whole(most)}`));
-    set("loss", number(now.loss));
+    set("loss", number(run.end?.loss ?? now.loss));
     const measure = this.measure(now);
     parts["tile norm"].previousSibling.textContent = measure;
     parts["card norm"].querySelector("span").textContent = measure[0].toUpperCase() + measure.slice(1);
@@ -504,13 +515,13 @@ export class View {
   drawControls() {
     const { run, root, settings } = this, over = run.over, now = run.latest?.settings ?? {};
     const able = (selector, can) => { for (const one of root.querySelectorAll(selector)) one.disabled = !can; };
-    able(".controls button, .controls input, .controls select", !over && run.state !== "starting");
+    able(".controls button, .controls input, .controls select", !over && !run.unknown && run.state !== "starting");
     if (run.state === "paused") able("[data-command=pause]", false);
     else able("[data-command=resume]", false);
     const names = Object.keys(run.tunables);
     if (settings.childElementCount !== names.length) this.makeSettings(names);
     for (const input of settings.querySelectorAll("input, select")) {
-      const value = now[input.name.replace(/[A-Z]/g, (c) => "_" + c.toLowerCase())];
+      const value = run.changes[input.name] ?? now[input.name.replace(/[A-Z]/g, (c) => "_" + c.toLowerCase())];
       if (value === undefined || input.dataset.touched) continue;
       if (input !== document.activeElement && input.value !== String(value)) input.value = value;
     }
@@ -623,7 +634,8 @@ export class View {
     const touched = [...this.settings.querySelectorAll("[data-touched]")], values = {};
     for (const input of touched) {
       const text = input.value.trim(), value = Number(text);
-      values[input.name] = input.tagName === "SELECT" || text === "" || Number.isNaN(value) ? text : value;
+      const decimal = /^[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$/i.test(text) && Number.isFinite(value);
+      values[input.name] = input.tagName !== "SELECT" && decimal ? value : text;
     }
     if (!touched.length) return this.answer("Nothing to set: change a value first", true);
     // What is refused stays, to be mended.
