@@ -110,8 +110,7 @@ def put_bytes(path: str, data: bytes) -> None:
     """As :func:`put_text`, for a file that is no text."""
     final = qualified(path)
     _refuse_existing(final, overwrite=False)
-    _, jpath = _open(final)
-    beside = f"{jpath.getParent().toString()}/.{jpath.getName()}.{uuid.uuid4().hex[:8]}.tmp"
+    beside = _beside(_open(final)[1]) + ".tmp"
     try:
         _write(beside, data)
         _rename(beside, final)
@@ -171,8 +170,7 @@ def atomic_directory(path: str, *, overwrite: bool = False) -> Iterator[str]:
     _, jpath = _open(final)
     if jpath.getParent() is None:
         raise OSError(f"{path}: expected a directory with a parent, found the root")
-    beside = f"{str(jpath.getParent().toString()).rstrip('/')}/.{jpath.getName()}"
-    beside += f".{uuid.uuid4().hex[:8]}"
+    beside = _beside(jpath)
     temporary = beside + ".tmp"
     made = _make(temporary)
     try:
@@ -194,8 +192,7 @@ def put_aside(path: str) -> Iterator[None]:
     After the block it is deleted if there is something new at ``path``, and put back otherwise.
     """
     final = qualified(path)
-    _, jpath = _open(final)
-    aside = f"{jpath.getParent().toString()}/.{jpath.getName()}.{uuid.uuid4().hex[:8]}.old"
+    aside = _beside(_open(final)[1]) + ".old"
     _rename(final, aside)
     try:
         yield
@@ -210,6 +207,12 @@ def put_aside(path: str) -> Iterator[None]:
 def _refuse_existing(path: str, overwrite: bool) -> None:
     if not overwrite and exists(path):
         raise FileExistsError(f"{path}: expected no such path, found one that exists")
+
+
+def _beside(jpath: Any) -> str:
+    """A hidden name of nobody else's in the same directory."""
+    parent = str(jpath.getParent().toString()).rstrip("/")  # of the root: file:
+    return f"{parent}/.{jpath.getName()}.{uuid.uuid4().hex[:8]}"
 
 
 def _make(path: str) -> list[str]:

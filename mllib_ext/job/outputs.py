@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -72,14 +72,15 @@ def _refuse(output: Output) -> None:
                 f"which has no {METRICS} and {CONFIG}"
             )
     parent, _, name = path.rstrip("/").rpartition("/")
-    for other in storage.names(parent) or ():
-        if other.startswith(f".{name}.") and other.endswith((".tmp", ".old")):
-            logger.warning(
-                "%s/%s is of a job that was killed, which leaves what it had written, or of one "
-                "that writes to the same output now",
-                parent,
-                other,
-            )
+    with suppress(OSError):  # a directory that may be written to and not be listed
+        for other in storage.names(f"{parent}/") or ():
+            if other.startswith(f".{name}.") and other.endswith((".tmp", ".old")):
+                logger.warning(
+                    "%s/%s is of a job that was killed, which leaves what it had written, or of "
+                    "one that writes to the same output now",
+                    parent,
+                    other,
+                )
 
 
 @contextmanager

@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 ENCODER = json.JSONEncoder(allow_nan=False)
 # How long an event may wait to be written, and a command to be found.
 TICK = 0.1
-# Rounds that stay in memory, as text, for the handle of a fit: the newest. All else stays.
+# Events that stay in memory, as text, for the handle of a fit: the newest, and those of STAYING.
 KEPT = 50_000
+STAYING = ("tunables", "state", "command", "end")
 # What the end of a fit waits for the last events to reach a file system that hangs.
 PATIENCE = 10.0
 
@@ -62,8 +63,8 @@ class Log:
         self.directory: Destination | None = None
         self._waiting: deque[tuple[float, Callable[[], dict[str, Any]]]] = deque()
         self._keep = keep
-        self._rounds: deque[tuple[int, str]] = deque(maxlen=KEPT)
-        self._others: list[tuple[int, str]] = []
+        self._newest: deque[tuple[int, str]] = deque(maxlen=KEPT)
+        self._staying: list[tuple[int, str]] = []
         self._lines: list[str] = []
         self._last = 0  # id
         self._began = self._wrote = self._looked = time.monotonic()
@@ -84,8 +85,8 @@ class Log:
         """The events in memory with an id above ``after``."""
         self._drain()
         with self._lock:
-            skip = max(0, after - self._last + len(self._rounds)) if self._rounds else 0
-            found = [*islice(self._rounds, skip, None), *self._others]
+            skip = max(0, after - self._last + len(self._newest))
+            found = [*islice(self._newest, skip, None), *self._staying]
         return [json.loads(line) for id, line in sorted(found) if id > after]
 
     def close(self) -> None:
@@ -110,8 +111,8 @@ class Log:
                     self._last -= 1
                     continue
                 if self._keep:
-                    kept = self._rounds if event["event"] == "round" else self._others
-                    kept.append((self._last, line))
+                    stays = event["event"] in STAYING
+                    (self._staying if stays else self._newest).append((self._last, line))
                 if self._begin is not None:
                     self._lines.append(line + "\n")
 

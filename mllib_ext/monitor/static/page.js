@@ -156,6 +156,7 @@ async function list() {
     show(names.includes(asked) ? asked : found[0].run, names.includes(query.get("over")) ? query.get("over") : "");
   }
   const here = found.find((one) => run && one.run === run.name);
+  if (here && document.hidden) document.title = `${here.state} · ${run.name}`;
   if (here?.state === "lost" && run.state !== "lost") { run.state = "lost"; changed(); }
 }
 

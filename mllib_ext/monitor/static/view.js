@@ -30,6 +30,7 @@ export class Run {
     this.description = {};
     this.last = 0; // id of the newest event
     this.rounds = [];
+    this.first = 0; // iteration of the oldest round: a fit may go on, and the newest are kept
     this.columns = Object.fromEntries(Object.keys(COLUMNS).map((name) => [name, []]));
     this.actions = [];
     this.checkpoints = new Set();
@@ -66,6 +67,7 @@ export class Run {
   }
 
   takeRound(event) {
+    if (!this.rounds.length) this.first = event.iteration;
     if (event.iteration === 0) this.checkpoints.clear(); // those of another start
     this.changes = {};
     for (const [name, of] of Object.entries(COLUMNS)) {
@@ -284,7 +286,7 @@ export class View {
     let free = -Infinity;
     for (const action of this.run.actions) {
       if (!action.mark) continue;
-      const at = plot.valToPos(action.place, "x", true);
+      const at = plot.valToPos(this.from + action.place, "x", true);
       if (at < bbox.left - 1 || at > bbox.left + bbox.width + 1) continue;
       ctx.moveTo(at, bbox.top);
       ctx.lineTo(at, bbox.top + bbox.height);
@@ -309,7 +311,7 @@ export class View {
     data = data.map((values) => (values.length === length ? values : [...values, ...Array(length - values.length).fill(null)]));
     // A logarithm has no place for 0 and below.
     if (log) data = data.map((values) => values.map((v) => (v > 0 ? v : null)));
-    data.unshift(numbers(length));
+    data.unshift(numbers(length).map((i) => this.from + i));
     if (this.plots[name]?.key === key) return this.plots[name].plot.setData(data);
     this.plots[name]?.plot.destroy();
     const box = this.parts[`plot ${name}`];
@@ -330,7 +332,7 @@ export class View {
       cursor: { drag: { x: true, y: false } },
       legend: { isolate: false },
       series: [
-        { label: "round", value: (_, v) => (v === null ? length && whole(this.columns().loss.length - 1) : whole(v)) },
+        { label: "round", value: (_, v) => (v === null ? length && whole(this.from + this.columns().loss.length - 1) : whole(v)) },
         ...series.map((s) => ({
           label: s.label, stroke: this.color(s.color), width: fill ? 1 : 2, dash: s.other ? [6, 4] : undefined,
           fill: fill ? this.color(s.color) : undefined, points: { show: length < 2 }, spanGaps: true, value: shown(s),
@@ -342,6 +344,9 @@ export class View {
   }
 
   columns() { return this.run.columns; }
+
+  /** Where the axis of rounds begins. */
+  get from() { return !this.other || this.other.first === this.run.first ? this.run.first : 0; }
 
   /** The same column of both runs. */
   both(column, label, color) {
