@@ -17,7 +17,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -71,6 +71,9 @@ class Block:
         The columns that a CSR block of :data:`WIDE` columns or more stores, ascending.
     places : ndarray or None, shape (nnz,)
         Of every stored value: the place of its column in ``columns``.
+    file : str
+        Where the rows were read from as they are; empty for what was made of them, as by
+        ``dataclasses.replace``.
     """
 
     X: Matrix
@@ -81,6 +84,7 @@ class Block:
     start: int = 0
     columns: np.ndarray | None = None
     places: np.ndarray | None = None
+    file: str = field(default="", init=False, compare=False)
 
     @property
     def n(self) -> int:
@@ -480,6 +484,7 @@ def read_blocks(handle: Handle) -> Iterator[Block]:
         d = json.loads(reader.schema.metadata[b"n_features"])
         for batch in reader:
             block = _block(batch, d, handle.partition, start)
+            object.__setattr__(block, "file", handle.path)
             yield block
             start += block.n
 

@@ -178,7 +178,7 @@ def statistics(blocks: Iterable[Block], space: Space, centers: np.ndarray) -> tu
     sums, sizes, cost = np.zeros((k, d)), np.zeros(k), 0.0
     nearest = Nearest(space, centers)
     for block in blocks:
-        for piece in nearest.assigned(block.X):
+        for piece in nearest.assigned(block.X, (block.file, block.start)):
             w = block.w[piece.rows]
             add_sums(sums, piece, w)
             sizes += np.bincount(piece.labels, w, k)

@@ -41,6 +41,9 @@ RESOLUTION = 1e-3
 # Structures of one-hot matrices that are kept: blocks of a data set have few lengths.
 ONEHOTS = 8
 
+# Squared norms that a process keeps from round to round, a number a row: of 8 million rows.
+NORMS_BYTES = 1 << 25
+
 # choose(scores (m, k)) -> labels (m,)
 Choice = Callable[[np.ndarray], np.ndarray]
 
@@ -85,19 +88,29 @@ class Nearest:
 
     def __init__(self, space: Space, centers: np.ndarray, choose: Choice = highest) -> None:
         self._space, self._centers, self._choose = space, centers, choose
+        self._where = space.unit, space.origin.tobytes()
         self._C = np.ascontiguousarray(centers - space.origin)
         self._offsets = -0.5 * np.einsum("ij,ij->i", self._C, self._C)
         self._rounded: dict[np.dtype, tuple[np.ndarray, np.ndarray]] = {}
 
-    def assigned(self, X: Matrix) -> Iterator[Assigned]:
+    def assigned(self, X: Matrix, place: tuple[str, int] = ("", 0)) -> Iterator[Assigned]:
         """Assign the rows of X, ndarray or scipy.sparse.csr_array (n, d), a few thousand at a time.
+
+        Parameters
+        ----------
+        X : ndarray or scipy.sparse.csr_array, shape (n, d)
+        place : (str, int)
+            The file that the rows were read from, and which of its rows is the first: what is
+            computed of them alone is then kept for the next round. Empty for others.
 
         Yields
         ------
         Assigned
             Every row of X in one of them.
         """
-        return self._dense(X, None) if isinstance(X, np.ndarray) else self._sparse(X)
+        if not isinstance(X, np.ndarray):
+            return self._sparse(X)
+        return self._dense(X, None, (*place, *self._where) if place[0] else None)
 
     def _as(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """The centers and what is added to their products with rows, in a precision."""
@@ -106,8 +119,12 @@ class Nearest:
                 self._rounded[dtype] = self._C.astype(dtype), self._offsets.astype(dtype)
         return self._rounded[dtype]
 
-    def _dense(self, X: np.ndarray, places: np.ndarray | None) -> Iterator[Assigned]:
+    def _dense(
+        self, X: np.ndarray, places: np.ndarray | None, key: Any = None
+    ) -> Iterator[Assigned]:
         n, d = X.shape
+        known = _norms.get(key)
+        all_norms = np.empty(n, X.dtype) if known is None else known
         C, offsets = self._as(X.dtype)
         k = len(C)
         product = sgemm if X.dtype == np.float32 else dgemm
@@ -120,7 +137,7 @@ class Nearest:
             rows = slice(start, min(start + chunk, n))
             m = rows.stop - start
             placed = X[rows] if buffer is None else self._space.placed(X[rows], out=buffer[:m])
-            labels, best, norms = np.empty(m, np.int32), np.empty(m, X.dtype), np.empty(m, X.dtype)
+            labels, best, norms = np.empty(m, np.int32), np.empty(m, X.dtype), all_norms[rows]
             with np.errstate(over="ignore", invalid="ignore"):
                 for i in range(0, m, tile):
                     part = placed[i : i + tile]
@@ -130,7 +147,8 @@ class Nearest:
                     S = product(1, C.T, part.T, 1, S.T, trans_a=True, overwrite_c=True).T
                     labels[i : i + tile] = chosen = self._choose(S)
                     best[i : i + tile] = S.ravel().take(first[: len(part)] + chosen)
-                    np.einsum("ij,ij->i", part, part, out=norms[i : i + tile])
+                    if known is None:
+                        np.einsum("ij,ij->i", part, part, out=norms[i : i + tile])
                 squared = np.multiply(best, -2, out=best)
                 squared += norms
                 resolved = _resolved(norms, squared, d)
@@ -148,6 +166,8 @@ class Nearest:
                 yield Assigned(here[resolved], *kept)
             again = X[rows][~resolved].astype(np.float64)
             yield from self._dense(again, here[~resolved])
+        if known is None and key is not None:
+            _norms.put(key, all_norms)
 
     def _sparse(self, X: Any) -> Iterator[Assigned]:
         n = X.shape[0]
@@ -177,6 +197,25 @@ class Nearest:
                 for piece in about._dense(dense_rows(X[rows]).astype(np.float64), rows):
                     labels[piece.rows], squared[piece.rows] = piece.labels, piece.squared
         yield Assigned(slice(n), X, labels, squared)
+
+
+class _Norms:
+    """Squared norms of the rows of blocks where they stand in a space, for the rounds to come."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, np.ndarray] = {}
+        self._bytes = 0
+
+    def get(self, key: Any) -> np.ndarray | None:
+        """Those of a block, if they are known."""
+        return self._known.get(key)
+
+    def put(self, key: Any, norms: np.ndarray) -> None:
+        """Keep those of a block; where there is no room, in place of all others."""
+        if self._bytes + norms.nbytes > NORMS_BYTES:
+            self._known, self._bytes = {}, 0
+        self._known[key] = norms
+        self._bytes += norms.nbytes
 
 
 class _Scratch(threading.local):
@@ -212,6 +251,7 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+_norms = _Norms()
 
 
 def _tile_rows(k: int, itemsize: int) -> int:

@@ -58,6 +58,13 @@ def blocks_of(tmp_path, layout, *parts):
     return list(read_blocks(handle(tmp_path / "blocks.arrow")))
 
 
+def test_a_block_knows_its_file_and_what_is_made_of_it_has_none(tmp_path):
+    (block,) = blocks_of(tmp_path, layout(), arrow(np.ones((3, 2))))
+    assert (block.file, block.start) == (str(tmp_path / "blocks.arrow"), 0)
+    assert replace(block, X=block.X[:2]).file == ""
+
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

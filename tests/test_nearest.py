@@ -158,3 +158,36 @@ def test_weights_of_any_size_count_in_float32(scale):
     for piece in Nearest(Space(np.zeros(3)), np.zeros((1, 3))).assigned(X):
         add_sums(sums, piece, scale * w[piece.rows])
     np.testing.assert_allclose(sums[0] / scale, w @ X, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.usefixtures("small_pieces")
+def test_norms_that_are_kept_change_no_bit(monkeypatch, dtype):
+    kept = nearest._Norms()
+    monkeypatch.setattr(nearest, "_norms", kept)
+    X, centers = problem()
+    X = np.concatenate([X, centers]).astype(dtype)  # rows that are assigned again in float64, too
+    spaces = [Space(np.zeros(7)), about_the_mean(X), Space(np.zeros(7), unit=True)]
+    for space in spaces:
+        once = Nearest(space, centers)
+        expected = [np.concatenate(part) for part in zip(*pieces(once.assigned(X)), strict=True)]
+        for _ in range(2):
+            found = pieces(once.assigned(X, ("file", 0)))
+            for part, same in zip(zip(*found, strict=True), expected, strict=True):
+                np.testing.assert_array_equal(np.concatenate(part), same)
+    assert len(kept._known) == len(spaces)
+    assert not any(key[0] == "" for key in kept._known)
+
+
+def pieces(assigned):
+    return [(np.arange(509)[piece.rows], piece.labels, piece.squared) for piece in assigned]
+
+
+def test_no_more_norms_are_kept_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(nearest, "NORMS_BYTES", 100)
+    kept = nearest._Norms()
+    for place in range(7):
+        kept.put(place, np.zeros(5))
+        assert sum(norms.nbytes for norms in kept._known.values()) <= 100
+    assert kept.get(6) is not None
+    assert kept.get(0) is None
