@@ -88,7 +88,6 @@ class Nearest:
 
     def __init__(self, space: Space, centers: np.ndarray, choose: Choice = highest) -> None:
         self._space, self._centers, self._choose = space, centers, choose
-        self._where = space.unit, space.origin.tobytes()
         self._C = np.ascontiguousarray(centers - space.origin)
         self._offsets = -0.5 * np.einsum("ij,ij->i", self._C, self._C)
         self._rounded: dict[np.dtype, tuple[np.ndarray, np.ndarray]] = {}
@@ -110,7 +109,8 @@ class Nearest:
         """
         if not isinstance(X, np.ndarray):
             return self._sparse(X)
-        return self._dense(X, None, (*place, *self._where) if place[0] else None)
+        key = *place, self._space.unit, self._space.origin.tobytes()
+        return self._dense(X, None, key if place[0] else None)
 
     def _as(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """The centers and what is added to their products with rows, in a precision."""

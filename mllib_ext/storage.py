@@ -199,7 +199,7 @@ def put_aside(path: str) -> Iterator[None]:
     finally:
         with _uninterrupted():
             if exists(final):
-                delete(aside)
+                _let_go(aside)
             else:
                 _rename(aside, final)
 
@@ -252,10 +252,15 @@ def _put(source: str, target: str, aside: str) -> None:
             _rename(aside, target)
         raise
     if replaced:
-        try:
-            delete(aside)
-        except OSError as error:
-            logger.warning("the former output is left behind: %s", error)
+        _let_go(aside)
+
+
+def _let_go(aside: str) -> None:
+    """Delete what something new has replaced. The new one is not lost for a failure of that."""
+    try:
+        delete(aside)
+    except OSError as error:
+        logger.warning("the former output is left behind: %s", error)
 
 
 def _rename(source: str, target: str) -> None:

@@ -64,7 +64,6 @@ def test_a_block_knows_its_file_and_what_is_made_of_it_has_none(tmp_path):
     assert replace(block, X=block.X[:2]).file == ""
 
 
-
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -42,8 +42,6 @@ def output_directory(output: Output) -> Iterator[str]:
             made = storage.atomic_directory(output.path, overwrite=output.overwrite)
             directory = stack.enter_context(made)
         except OSError as error:
-            if str(error).startswith("output.path: "):
-                raise
             raise type(error)(f"output.path: {error}") from None
         yield directory
 
@@ -61,14 +59,14 @@ def _refuse(output: Output) -> None:
     if storage.exists(path):
         if not output.overwrite:
             raise FileExistsError(
-                f"output.path: expected a new directory, found {path}; replace it with "
+                f"expected a new directory, found {path}; replace it with "
                 "--overwrite, or write elsewhere with --output DIR"
             )
         # A mistyped path must not cost somebody a directory of other things.
         names = storage.names(path)
         if names is None or (names and not {METRICS, CONFIG} <= set(names)):
             raise FileExistsError(
-                f"output.path: expected the result of an earlier job to overwrite, found {path}, "
+                f"expected the result of an earlier job to overwrite, found {path}, "
                 f"which has no {METRICS} and {CONFIG}"
             )
     parent, _, name = path.rstrip("/").rpartition("/")

@@ -71,7 +71,7 @@ class Command:
                 raise ValueError("set: expected a setting, as in stepSize=0.01, found none")
             values = {snake(str(name)): value for name, value in self.values.items()}
         else:
-            known: dict[str, Any] = COMMANDS[self.command]
+            known = COMMANDS[self.command]
             for name, value in self.values.items():
                 if name not in known:
                     raise ValueError(f"{self.command}: expected {list(known)}, found {name!r}")

@@ -426,15 +426,11 @@ def iterate(
         reason = _reason(losses, state, settings, stopping)
         record = Record(
             iteration=iteration,
-            loss=state.loss,
-            gradient_norm=state.gradient_norm,
-            step_size=state.step_size,
             seconds=time.perf_counter() - began,
             rounds=drain(),
             settings=settings,
-            validation_loss=getattr(state, "validation_loss", math.nan),
-            values={name: getattr(state, name) for name in state.told},
             checkpoints=tuple(checkpoints),
+            **_numbers(state),
         )
         _refuse_divergence(losses, record, divergence)
         actions = [action for callback in callbacks for action in _answer(callback, state, record)]
@@ -467,14 +463,7 @@ def iterate(
         ended = _ended(state, settings, iteration, history, stop, reason)
         if ended is not None and any(isinstance(action, Restore) for action in actions):
             # The last record is of what is kept, which the round did not make.
-            history[-1] = replace(
-                history[-1],
-                loss=state.loss,
-                gradient_norm=state.gradient_norm,
-                step_size=state.step_size,
-                validation_loss=getattr(state, "validation_loss", math.nan),
-                values={name: getattr(state, name) for name in state.told},
-            )
+            history[-1] = replace(history[-1], **_numbers(state))
             ended = replace(ended, history=tuple(history))
         if keeper is not None and (asked or ended or keeper.due(iteration)):
             # Also if it ends here: it may go on with another max_iter.
@@ -489,6 +478,17 @@ def iterate(
         state = step(state, settings)
         losses.append(state.loss)
         iteration += settings.ahead(iteration)
+
+
+def _numbers(state: State) -> dict[str, Any]:
+    """What a record tells of a state."""
+    return {
+        "loss": state.loss,
+        "gradient_norm": state.gradient_norm,
+        "step_size": state.step_size,
+        "validation_loss": getattr(state, "validation_loss", math.nan),
+        "values": {name: getattr(state, name) for name in state.told},
+    }
 
 
 def _ended(

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mllib_ext.job.config.job import JobConfig
 from mllib_ext.job.config.pipeline import Encoding, Stage
-from mllib_ext.job.config.section import Names, Section, TextOrList
+from mllib_ext.job.config.section import Names, Section, Seed, TextOrList
 from mllib_ext.job.config.source import Source
 from mllib_ext.job.problems import Wrong, found, refuse
 
@@ -47,7 +47,7 @@ class Balance(Section):
         "rows until every class is as small as the smallest. Weights (weight: balanced in "
         "training) lose and repeat nothing, and leave test rows as they are."
     )
-    seed: int = Field(default=1, description="Another seed draws other rows.")
+    seed: Seed = Field(default=1, description="Another seed draws other rows.")
 
 
 class Partitioning(Section):

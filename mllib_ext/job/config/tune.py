@@ -166,9 +166,8 @@ class TuneConfig(TrainConfig):
             found = wrong_values(self.estimator.find(), {**self.estimator.params, **own})
             if found:
                 inside = found[0].place
-                searched = inside[-1] in own
-                place = ["search", *inside] if searched else ["estimator", *inside]
-                return [Wrong(place, found[0].expected, found[0].found)]
+                section = "search" if inside[-1] in own else "estimator"
+                return [Wrong([section, *inside], found[0].expected, found[0].found)]
         return []
 
     def _wrong_space(self, key: str, values: list[Any] | Range) -> list[Wrong]:

@@ -85,8 +85,7 @@ async function describe(of) {
 
 // --- which run -----------------------------------------------------------------------------------
 
-function opened(name) {
-  const of = new Run(name);
+function opened(of) {
   follow(of);
   describe(of).catch(() => {});
   return of;
@@ -94,8 +93,8 @@ function opened(name) {
 
 function show(name, over) {
   for (const of of [...followed.keys()]) if (of !== run || of.name !== name) leave(of);
-  if (run?.name !== name) run = opened(name);
-  other = over && over !== name ? opened(over) : null;
+  if (run?.name !== name) run = opened(new Run(name));
+  other = over && over !== name ? opened(new Run(over)) : null;
   $("run").value = name;
   $("other").value = other ? over : "";
   query.set("run", name);
@@ -129,14 +128,11 @@ async function list() {
   if ([...followed.values()].every((source) => source.readyState === EventSource.OPEN)) trouble("");
   const names = found.map((one) => one.run);
   const listed = (runs) => runs.map((one) => `${one.run} ${one.started}`).sort().join("\n");
-  const begun = (of) => (runs) => runs.find((one) => one.run === of?.name)?.started;
+  const begun = (of, runs) => runs.find((one) => one.run === of?.name)?.started;
   for (const of of [run, other]) {
-    const [before, now] = [known, found].map(begun(of));
+    const before = begun(of, known), now = begun(of, found);
     if (before && now && before !== now) { // another fit was recorded at its place
-      leave(of);
-      Object.assign(of, new Run(of.name));
-      follow(of);
-      describe(of).catch(() => {});
+      opened(Object.assign(of, new Run(of.name)));
       view.renew();
     }
   }

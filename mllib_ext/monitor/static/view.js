@@ -311,7 +311,7 @@ export class View {
     data = data.map((values) => (values.length === length ? values : [...values, ...Array(length - values.length).fill(null)]));
     // A logarithm has no place for 0 and below.
     if (log) data = data.map((values) => values.map((v) => (v > 0 ? v : null)));
-    data.unshift(numbers(length).map((i) => this.from + i));
+    data.unshift(numbers(this.from, length));
     if (this.plots[name]?.key === key) return this.plots[name].plot.setData(data);
     this.plots[name]?.plot.destroy();
     const box = this.parts[`plot ${name}`];
@@ -650,10 +650,10 @@ export class View {
 
 const counted = [];
 
-/** 0, 1, 2, ... */
-function numbers(length) {
-  while (counted.length < length) counted.push(counted.length);
-  return counted.slice(0, length);
+/** first, first + 1, ... */
+function numbers(first, length) {
+  while (counted.length < first + length) counted.push(counted.length);
+  return counted.slice(first, first + length);
 }
 
 /** The range of an axis: a little more than the values, from 0 where an area is filled. */
